@@ -49,18 +49,20 @@ impl OperatorAddresses {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes what the API server has. What cannot be read, or is gone, changes nothing.
+    /// Takes what the API server has. What cannot be read changes nothing.
     async fn read(&self, api: &Api<Service>) {
         // From the API server's cache, and a list because that right exists for warnings.
         let named = ListParams::default().match_any().fields("metadata.name=tulle-operator");
         match timeout(READ_TIMEOUT, api.list(&named)).await {
-            Ok(Ok(listed)) => {
-                let found = listed.items.first().map(addresses_of).unwrap_or_default();
-                if !found.is_empty() {
-                    *self.0.write().unwrap_or_else(PoisonError::into_inner) = found;
-                }
-            }
+            Ok(Ok(listed)) => self.take(&listed.items),
             failed => tracing::warn!(?failed, "cannot read the operator's Service; trying again"),
+        }
+    }
+
+    /// Takes the addresses of the Service; one that is gone changes nothing, because it may come back with the same ones.
+    fn take(&self, listed: &[Service]) {
+        if let Some(service) = listed.first() {
+            *self.0.write().unwrap_or_else(PoisonError::into_inner) = addresses_of(service);
         }
     }
 }
@@ -87,5 +89,20 @@ mod tests {
         assert_eq!(both, ["10.96.7.9:26160", "[fd00::7]:26160"]);
         assert!(addresses(serde_json::json!(["None"])).is_empty());
         assert!(addresses(serde_json::json!([])).is_empty());
+    }
+
+    #[test]
+    fn a_service_that_is_made_anew_without_addresses_leaves_none_of_the_former_one() {
+        let service = |ips: serde_json::Value| -> Service {
+            serde_json::from_value(serde_json::json!({"spec": {"clusterIPs": ips}})).unwrap()
+        };
+        let operator = OperatorAddresses::default();
+        operator.take(&[service(serde_json::json!(["10.96.7.9"]))]);
+        operator.take(&[]);
+        assert_eq!(operator.known(), [SocketAddr::from(([10, 96, 7, 9], ports::DISCOVERY))], "it is gone");
+        operator.take(&[service(serde_json::json!(["10.96.7.10"]))]);
+        assert_eq!(operator.known(), [SocketAddr::from(([10, 96, 7, 10], ports::DISCOVERY))]);
+        operator.take(&[service(serde_json::json!(["None"]))]);
+        assert!(operator.known().is_empty(), "it is headless");
     }
 }

@@ -26,7 +26,7 @@ pub use finding::{Finding, Outcome, or_ok};
 pub use list::Check;
 pub use objects::{Canary, Condition, Policy, PolicyState, canaries, policies};
 pub use operator::{Leadership, config, leader, root, series};
-pub use sidecars::{Idle, Pod, SidecarJudge, Uninjected, WithoutSidecar, injected, uninjected};
+pub use sidecars::{Idle, Pod, SidecarJudge, Uninjected, WithoutSidecar, uninjected};
 pub use words::{Version, age, some_of, version};
 
 /// A root certificate that ends within this many seconds is reported, unless the user chooses another time.

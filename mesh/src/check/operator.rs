@@ -106,7 +106,12 @@ fn false_condition(condition: Condition<'_>) -> Finding {
         // that was changed since, the API server refuses to apply it.
         "RootValid" => checks::ROOT
             .error(found)
-            .hint("repair it before an operator restarts; tulle-root.yaml is the backup of the Secret")
+            .hint(match condition.reason {
+                "RootReplaced" => {
+                    "tulle-root.yaml is the backup of the root in use: restore it before an operator restarts. The command deletes the root that is in the Secret now: if that one is intended, back it up and restart the operators instead"
+                }
+                _ => "repair it before an operator restarts; tulle-root.yaml is the backup of the Secret",
+            })
             .fix("kubectl replace --force -f tulle-root.yaml"),
         "LeafLifetime" => checks::ROOT
             .warning(found)

@@ -30,11 +30,6 @@ pub struct Uninjected<'a> {
 /// Workloads that a command names; above that it names all of the namespace.
 const NAMED: usize = 10;
 
-/// T0602: pods that should have a sidecar and have none, of workloads that are not known. One finding for each namespace.
-pub fn injected<'a>(without: impl IntoIterator<Item = WithoutSidecar<'a>>) -> Vec<Finding> {
-    uninjected(without.into_iter().map(|pod| Uninjected { pod, workload: None }))
-}
-
 /// T0602: pods that should have a sidecar and have none. One finding for each namespace.
 pub fn uninjected<'a>(without: impl IntoIterator<Item = Uninjected<'a>>) -> Vec<Finding> {
     let mut by_namespace: BTreeMap<&str, Vec<Uninjected<'_>>> = BTreeMap::new();

@@ -201,6 +201,13 @@ fn a_condition_of_the_mesh_config_that_is_false_is_reported_with_its_message() {
         let restore = "kubectl replace --force -f tulle-root.yaml";
         assert_eq!(of("RootValid", "False", reason), expected(Outcome::Error, &found, restore));
     }
+    let hint = |reason| {
+        let found =
+            config([Condition { type_: "RootValid", status: "False", reason, message: "", since: None }]);
+        found.into_iter().map(|finding| finding.hint).collect::<String>()
+    };
+    assert!(hint("RootReplaced").contains("if that one is intended"), "it is not deleted unawares");
+    assert!(!hint("RootMissing").contains("deletes"));
     let describe = "kubectl describe meshconfig mesh";
     assert_eq!(
         of("Ready", "False", "TrustDomainFixed"),
@@ -240,6 +247,11 @@ fn every_finding_that_is_not_ok_has_a_hint_and_a_command() {
         assert!(finding.result != Outcome::Ok, "{finding:?}");
         assert!(!finding.hint.is_empty() && !finding.fix.is_empty(), "{finding:?}");
     }
+}
+
+/// Pods without a sidecar, of workloads that are not known.
+fn injected<'a>(without: impl IntoIterator<Item = WithoutSidecar<'a>>) -> Vec<Finding> {
+    uninjected(without.into_iter().map(|pod| Uninjected { pod, workload: None }))
 }
 
 #[test]

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use tulle_crds::{MeshPolicy, Phase};
 use tulle_mesh::check::{
     self, Condition, Finding, Leadership, Outcome, Pod, Policy, PolicyState, ROOT_ENDS_SOON, Reader,
-    SidecarJudge, View, WithoutSidecar, list as checks,
+    SidecarJudge, Uninjected, View, WithoutSidecar, list as checks,
 };
 use tulle_mesh::query::{Health, Sidecar, Sidecars};
 
@@ -106,18 +106,25 @@ fn made(facts: &Facts<'_>, model: &Model, sidecars: &SidecarJudge<'_>) -> Vec<Fi
     let mut findings = vec![
         check::leader(&Leadership::Replica { knows_leader: facts.is_led }, &view),
         check::series(facts.health),
-        check::root(facts.health, ROOT_ENDS_SOON, &view),
     ];
+    let config = model.config().and_then(|config| config.status.as_ref());
+    findings.extend(check::config(config.into_iter().flat_map(|status| &status.conditions).map(condition)));
+    findings.push(check::root(facts.health, ROOT_ENDS_SOON, &view));
     let without = facts.sidecars.without.iter().filter_map(|pod| pod.split_once('/'));
-    findings.extend(check::injected(without.map(|(namespace, name)| WithoutSidecar {
-        namespace,
-        name,
-        is_restartable: model.pod_named(namespace, name).is_none_or(|pod| pod.workload.is_some()),
-    })));
+    findings.extend(check::uninjected(without.map(|(namespace, name)| uninjected(model, namespace, name))));
     findings.extend(sidecars.judge(&facts.sidecars.sidecars));
     findings.extend(check::policies(&policies(facts, model), &view));
     findings.extend(check::canaries(&canaries(facts, model)));
     findings
+}
+
+/// A pod without a sidecar. One that is gone already was of a workload that is not known.
+fn uninjected<'a>(model: &Model, namespace: &'a str, name: &'a str) -> Uninjected<'a> {
+    let pod = model.pod_named(namespace, name);
+    let workload = pod.and_then(|pod| pod.workload.as_ref());
+    let workload = workload.map(|key| format!("{}/{}", key.kind.name().to_ascii_lowercase(), key.name));
+    let is_restartable = pod.is_none() || workload.is_some();
+    Uninjected { pod: WithoutSidecar { namespace, name, is_restartable }, workload }
 }
 
 fn policies<'a>(facts: &Facts<'_>, model: &'a Model) -> Vec<Policy<'a>> {

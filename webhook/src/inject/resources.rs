@@ -108,6 +108,11 @@ pub(super) fn resources(
     Value::Object(both.map(|(kind, all)| (kind.to_owned(), Value::Object(all))).collect())
 }
 
+/// Resources that a pod can have requests and limits of its own for, and that injection raises.
+pub(super) fn of_pods() -> impl Iterator<Item = &'static str> {
+    RESOURCES.into_iter().map(|resource| resource.name)
+}
+
 /// The pod's own requests and limits, where it has them (`spec.resources`), with room for the sidecar:
 /// `(kind, resource, amount)`.
 pub(super) fn pod_level(pod: &Value, ours: &Value) -> Vec<(&'static str, &'static str, String)> {

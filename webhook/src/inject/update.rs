@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 
 use super::probes::{self, KINDS};
 use super::{Operations, PROXY, containers_at, name_of, resources};
-use crate::quantity::Quantity;
 
 /// The handlers that a probe can have; it has exactly one.
 const HANDLERS: [&str; 4] = ["exec", "httpGet", "tcpSocket", "grpc"];
@@ -85,12 +84,23 @@ fn is_original(container: &Value, probe: &Value, moved: &Value, known: &Value) -
 }
 
 /// The pod's own requests and limits, which injection raised by the sidecar's share.
+///
+/// A limit is one that was raised by the sidecar's limit or by its request. What injection does at present does not tell
+/// which: earlier versions raised every limit by the sidecar's limit, and a manifest with a limit alone is merged with the
+/// request that the API server made of it, which has been raised.
 fn restore_resources(old: &Value, new: &Value, proxy: &Value, operations: &mut Operations) {
-    let Some(ours) = proxy.get("resources") else { return };
-    for (kind, resource, amount) in resources::pod_level(new, ours) {
-        let Some(raised) = old.pointer(&format!("/spec/resources/{kind}/{resource}")) else { continue };
-        if resources::amount(raised) == Quantity::parse(&amount) {
-            operations.add(&["spec", "resources", kind, resource], raised.clone());
+    let at = |holder: &Value, path: &str| holder.pointer(path).and_then(resources::amount);
+    for kind in ["requests", "limits"] {
+        for resource in resources::of_pods() {
+            let path = format!("/spec/resources/{kind}/{resource}");
+            let (Some(raised), Some(own)) = (old.pointer(&path), at(new, &path)) else { continue };
+            let is_raised_by = |kind: &str| {
+                let share = at(proxy, &format!("/resources/{kind}/{resource}"));
+                share.is_some_and(|share| resources::amount(raised) == Some(own.plus(share)))
+            };
+            if is_raised_by(kind) || is_raised_by("requests") {
+                operations.add(&["spec", "resources", kind, resource], raised.clone());
+            }
         }
     }
 }

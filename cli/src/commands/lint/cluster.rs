@@ -40,10 +40,17 @@ pub(super) async fn check(
                 warnings.into_iter().for_each(|warning| add(ADMISSION_WARNING, warning));
             }
         }
-        if let Some(absent) = absent_target(client, document, document.namespace(namespace)).await? {
+        let own = document.namespace(namespace);
+        let target = |field: &str| objects::text(&document.value, &format!("/spec/target/{field}"));
+        let is_made = has(documents, namespace, target("kind"), own, target("name"));
+        if !is_made && let Some(absent) = absent_target(client, document, own).await? {
             add(NOT_IN_CLUSTER, absent);
         }
-        for absent in absent_callers(client, document, document.namespace(namespace)).await {
+        let mut callers = callers(document, own);
+        callers.retain(|caller, _| {
+            !has(documents, namespace, objects::SERVICE_ACCOUNT.kind, &caller.namespace, &caller.account)
+        });
+        for absent in absent_callers(client, callers).await {
             add(NO_CALLER, absent);
         }
     }
@@ -68,6 +75,14 @@ async fn shared_rules(client: &Client, documents: &[Document], namespace: &str) 
         }
     }
     findings
+}
+
+/// Whether the files have an object, which exists in the cluster as soon as they are applied. Documents without a namespace
+/// are in `default`.
+pub(super) fn has(documents: &[Document], default: &str, kind: &str, namespace: &str, name: &str) -> bool {
+    documents.iter().any(|document| {
+        (document.kind(), document.namespace(default), document.name()) == (kind, namespace, name)
+    })
 }
 
 /// The path of a kind's objects.
@@ -131,9 +146,9 @@ async fn absent(
 
 /// A sentence for each service account that a rule names and that does not exist. One that the user may not read is taken to
 /// exist.
-async fn absent_callers(client: &Client, document: &Document, namespace: &str) -> Vec<String> {
+async fn absent_callers(client: &Client, callers: BTreeMap<Caller, String>) -> Vec<String> {
     let mut sentences = Vec::new();
-    for (caller, place) in callers(document, namespace) {
+    for (caller, place) in callers {
         let Caller { namespace, account } = &caller;
         let found = objects::get(client, objects::SERVICE_ACCOUNT, Some(namespace.as_str()), account).await;
         if matches!(found, Ok(None)) {

@@ -82,8 +82,13 @@ struct Service<'a> {
 }
 
 impl Service<'_> {
-    /// Whether both have a port in common.
+    /// Whether both surely have a port in common. Only the Service tells whether a number and a name are the same port.
     fn is_also(&self, other: &Service<'_>) -> bool {
+        let numbers_alone = |one: &Service<'_>| one.port.is_some() && one.section.is_none();
+        let names_alone = |one: &Service<'_>| one.port.is_none() && one.section.is_some();
+        if (numbers_alone(self) && names_alone(other)) || (names_alone(self) && numbers_alone(other)) {
+            return false;
+        }
         let overlap =
             |one: Option<&Value>, other: Option<&Value>| one.is_none() || other.is_none() || one == other;
         (self.namespace, self.name) == (other.namespace, other.name)

@@ -73,9 +73,12 @@ pub(super) const HINDERED: Rule = warning(
 );
 pub(super) const REJECTED: Rule = error("T1901", "The API server would reject the object.");
 pub(super) const ADMISSION_WARNING: Rule = warning("T1902", "The API server would warn about the object.");
-pub(super) const NOT_IN_CLUSTER: Rule = warning("T1903", "The target does not exist in the cluster.");
-pub(super) const NO_CALLER: Rule =
-    warning("T1904", "A service account that an access rule names does not exist in the cluster.");
+pub(super) const NOT_IN_CLUSTER: Rule =
+    warning("T1903", "The target exists neither in the cluster nor among the files.");
+pub(super) const NO_CALLER: Rule = warning(
+    "T1904",
+    "A service account that an access rule names exists neither in the cluster nor among the files.",
+);
 
 /// Every rule of `tulle lint`.
 pub(super) const RULES: [Rule; 23] = [

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::cluster::callers;
+use super::cluster::{callers, has};
 use super::read::{Input, documents, files};
 use super::routes::beside;
 use super::rules::{Finding, Level, RULES};
@@ -449,6 +449,17 @@ fn the_service_accounts_that_rules_name_are_looked_for_in_their_namespaces() {
 }
 
 #[test]
+fn an_object_that_the_files_have_is_not_missed_in_the_cluster() {
+    let input = read(
+        "{apiVersion: v1, kind: ServiceAccount, metadata: {name: front}}\n---\n{apiVersion: v1, kind: ServiceAccount, metadata: {name: till, namespace: pay}}",
+    );
+    let made = |kind: &str, namespace: &str, name: &str| has(&input.documents, "shop", kind, namespace, name);
+    assert!(made("ServiceAccount", "shop", "front") && made("ServiceAccount", "pay", "till"));
+    assert!(!made("ServiceAccount", "pay", "front") && !made("ServiceAccount", "shop", "till"));
+    assert!(!made("Service", "shop", "front"));
+}
+
+#[test]
 fn a_rule_that_another_route_has_too_is_found_for_the_same_clients_and_port() {
     let routes = |rest: &str, namespace: &str, matches: &str| {
         let head = "apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute";
@@ -467,6 +478,7 @@ fn a_rule_that_another_route_has_too_is_found_for_the_same_clients_and_port() {
     let none = Vec::<String>::new();
     assert_eq!(routes("", "shop", "{path: {type: Exact, value: /api}}"), none);
     assert_eq!(routes(", port: 81", "shop", ""), none, "another port");
+    assert_eq!(routes(", sectionName: admin", "shop", ""), none, "perhaps another port");
     assert_eq!(routes("", "client", ""), none, "it is for clients of another namespace");
 }
 

@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 use tulle_crds::reason;
 
 use super::*;
-use crate::model::Unreadable;
 use crate::model::tests::{canary, key, pod, policy, shop};
+use crate::model::{self, Unreadable};
 
 const DAY: i64 = 86_400;
 /// 2026-01-02T00:00:00Z.
@@ -113,6 +113,38 @@ fn the_operators_own_faults_are_reported() {
             "T0602 warning: 2 pods of namespace shop have no sidecar: old, older => kubectl -n shop rollout restart deployment,statefulset,daemonset",
         ]
     );
+}
+
+#[test]
+fn only_the_workload_of_a_pod_without_a_sidecar_is_restarted() {
+    let sidecars = Sidecars { without: vec!["shop/a".into()], ..Sidecars::default() };
+    let health = health();
+    let facts =
+        Facts { health: &health, sidecars: &sidecars, is_led: true, system: "mesh", only: None, now: NOW };
+    let of = |pod: model::Pod| lines(&judge(&facts, &shop(&[pod]))).remove(0);
+    let plain = || model::Pod { injected: false, ..pod("a", "10.1.0.1", "r1") };
+    let found = "T0602 warning: 1 pods of namespace shop have no sidecar: a => kubectl -n shop";
+    assert_eq!(of(plain()), format!("{found} rollout restart deployment/web"));
+    assert_eq!(of(model::Pod { workload: None, ..plain() }), format!("{found} replace --force -f MANIFEST"));
+}
+
+#[test]
+fn a_root_secret_that_is_lost_is_reported_while_the_operators_have_the_root_in_memory() {
+    let mut model = model();
+    let config = |status: &str| -> tulle_crds::MeshConfig {
+        let condition = json!({"type": "RootValid", "status": status, "reason": "RootMissing", "message": "why",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let object = json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"},
+            "spec": {}, "status": {"conditions": [condition]}});
+        serde_json::from_value(object).unwrap()
+    };
+    model.apply_config(Some(&config("False")));
+    assert_eq!(
+        lines(&judged(&health(), &[sidecar("a")], &model)),
+        ["T0401 error: MeshConfig mesh: RootMissing: why => kubectl replace --force -f tulle-root.yaml"]
+    );
+    model.apply_config(Some(&config("True")));
+    assert_eq!(judged(&health(), &[sidecar("a")], &model), Judged::default());
 }
 
 #[test]

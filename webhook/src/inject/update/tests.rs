@@ -147,3 +147,35 @@ fn the_pods_own_resources_keep_the_room_for_the_sidecar() {
     new["spec"]["resources"] = json!({"requests": {"cpu": "600m"}});
     assert_eq!(restore(&old, &new), None, "other values");
 }
+
+#[test]
+fn a_limit_of_the_pods_own_is_put_back_whichever_share_it_was_raised_by() {
+    let pod = |ours: &str, own: Value| {
+        let ours = json!({"requests": {"cpu": "10m"}, "limits": {"cpu": ours}});
+        let proxy = json!({"name": "tulle-proxy", "resources": ours});
+        json!({"metadata": {}, "spec": {"initContainers": [proxy], "containers": [], "resources": own}})
+    };
+    let amounts =
+        |requests: &str, limits: &str| json!({"requests": {"cpu": requests}, "limits": {"cpu": limits}});
+    for (case, ours, raised, applied) in [
+        ("both", "50m", amounts("50m", "50m"), amounts("40m", "40m")),
+        (
+            "a limit alone, into the request that was made of it",
+            "50m",
+            amounts("50m", "50m"),
+            amounts("50m", "40m"),
+        ),
+        (
+            "by a version that raised equal ones differently",
+            "500m",
+            amounts("50m", "540m"),
+            amounts("40m", "40m"),
+        ),
+    ] {
+        let old = pod(ours, raised);
+        assert_eq!(restored(&old, pod(ours, applied)), old, "{case}");
+    }
+    let old = pod("50m", amounts("50m", "50m"));
+    assert_eq!(restore(&old, &old), None);
+    assert_eq!(restore(&old, &pod("50m", amounts("50m", "30m"))), None, "another value");
+}
