@@ -448,3 +448,18 @@ fn what_served_alone_and_comes_back_is_tried_again_and_serves_without_a_gap() {
         assert_eq!(revisions(&world), ("old", "", "new"), "nobody has approved it");
     }
 }
+
+#[test]
+fn pods_of_a_failed_version_that_serves_alone_are_let_in_also_while_a_newer_one_is_tried() {
+    let mut world = scaled_down(json!({}));
+    world.request(CanaryAction::Abort, "1");
+    look(&mut world);
+    world.deploy("newest");
+    world.run(1);
+    assert_eq!(world.status.failed_revision, "new");
+    // Its pod was on a node that is drained.
+    world.target().pods.retain(|pod| pod.revision != "new");
+    world.target().pods.push(pod("new-9", "new", true));
+    let actions = world.run(1);
+    assert!(actions.contains(&Action::OpenGate(named("new-9"))), "{actions:?}");
+}
