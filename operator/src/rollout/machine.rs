@@ -245,9 +245,14 @@ impl Evaluation<'_> {
                 "Replaced",
                 "pods of the aborted revision serve until they are replaced",
             );
+        } else if self.serves_alone() && latest != self.status.canary_revision {
+            // The same of what served because no stable pod is left, or nobody would until others are ready.
+            self.status.former_revision.clone_from(&self.status.canary_revision);
         }
-        if !latest.is_empty() && latest == self.status.former_revision && self.failed_before(latest) {
-            // It comes again after it was aborted: for another trial, not because it was stable.
+        let is_back = !latest.is_empty() && latest == self.status.former_revision;
+        let stood_in = is_back && self.has_stand_in();
+        if is_back && (stood_in || self.failed_before(latest)) {
+            // It comes again after it was aborted, or served unjudged: for another trial, not because it was stable.
             self.status.former_revision.clear();
         }
         // Back to what was stable until a moment ago, while pods of both are here: they share as many are.
@@ -280,6 +285,9 @@ impl Evaluation<'_> {
             let steps = self.steps.len();
             self.event(EventReason::Started, format!("revision {latest} goes through {steps} steps"));
             self.refuse_again(latest);
+            if stood_in {
+                self.go_on_serving(latest);
+            }
         }
     }
 

@@ -253,8 +253,9 @@ impl Evaluation<'_> {
         let given_up =
             |pod: &&PodSeen| in_order && !pod.terminating && Some(&pod.revision) != target.latest.as_ref();
         // Nor is a revision let in whose promotion was aborted, although its pods are stable until they are replaced.
-        let failed = &self.status.failed_revision;
-        let stable = self.stable_pods(target).filter(|pod| pod.parked && pod.revision != *failed);
+        let failed = self.status.failed_revision.as_str();
+        let kept_out = if self.has_stand_in() { "" } else { failed };
+        let stable = self.stable_pods(target).filter(|pod| pod.parked && pod.revision != kept_out);
         let stale = target.pods.iter().filter(given_up).filter(|pod| pod.parked);
         let mut names: Vec<PodName> = stable.chain(stale).map(name).collect();
         names.sort_unstable_by(|a, b| a.name.cmp(&b.name));

@@ -95,6 +95,49 @@ impl Evaluation<'_> {
         self.is_on_trial() && self.status.weight >= 100 && self.stable_pods(target).next().is_none()
     }
 
+    /// Whether nothing else than what is on trial could take the requests that it has all of. What is stable may be back
+    /// and not be ready.
+    pub(super) fn keeps_all_requests(&self, target: &WorkloadSeen) -> bool {
+        self.is_on_trial()
+            && self.status.weight >= 100
+            && !self.stable_pods(target).any(|pod| pod.containers_ready)
+    }
+
+    /// Whether what is on trial, or has failed, serves in place of the stable revision, of which no pod could.
+    pub(super) fn serves_alone(&self) -> bool {
+        let Some(target) = &self.seen.target else { return false };
+        let is_sent = (self.is_on_trial() || self.status.phase == Phase::Failed) && is_exposed(&self.status);
+        let mut stable = self.stable_pods(target).peekable();
+        let is_alone = match self.status.weight {
+            // The pods that come may be seen before the template that they are of.
+            100.. => !stable.any(|pod| pod.containers_ready),
+            _ => stable.peek().is_none(),
+        };
+        is_sent && is_alone && self.pods_on_trial(target).any(|pod| pod.containers_ready)
+    }
+
+    /// Whether the former revision is one that nobody has approved, and serves because no pod of the approved one is left.
+    pub(super) fn has_stand_in(&self) -> bool {
+        let Some(target) = &self.seen.target else { return false };
+        let (approved, former) = (&self.status.approved_revision, &self.status.former_revision);
+        let has_pods = |revision: &str| self.pods_of(target, revision).next().is_some();
+        !former.is_empty()
+            && *former != self.status.canary_revision
+            && !self.status.approved_before.contains(former)
+            && has_pods(former)
+            && !has_pods(approved)
+    }
+
+    /// A revision that served in place of the stable one is the newest again: no look may pass without it.
+    pub(super) fn go_on_serving(&mut self, latest: &str) {
+        self.status.stable_gone_since = Some(Time(self.seen.now - GONE_AFTER));
+        // One that has failed is served as such.
+        if !self.failed_before(latest) {
+            let steering = CanarySteering { sticky: sticky(self.spec), ..CanarySteering::default() };
+            self.expose(100, (steering != CanarySteering::default()).then_some(steering));
+        }
+    }
+
     /// The trial goes on at a weight of 100, through the steps that are left, until it passes or fails or a user decides. Before
     /// one of its pods could serve, nobody can.
     fn go_on_alone(&mut self, target: &WorkloadSeen) {

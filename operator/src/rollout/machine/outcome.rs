@@ -28,6 +28,7 @@ impl Evaluation<'_> {
         self.resume_clock();
         self.no_longer_late();
         self.status.phase = Phase::Promoting;
+        let has_stand_in = self.has_stand_in();
         let former = std::mem::take(&mut self.status.approved_revision);
         let approved = self.status.canary_revision.clone();
         self.status.approved_before.retain(|before| *before != former && *before != approved);
@@ -35,7 +36,10 @@ impl Evaluation<'_> {
             self.status.approved_before.insert(0, former.clone());
             self.status.approved_before.truncate(APPROVED_BEFORE);
         }
-        self.status.former_revision = former;
+        // What serves in place of the former revision does so until it is replaced.
+        if !has_stand_in {
+            self.status.former_revision = former;
+        }
         self.status.failed_revision.clear();
         self.serves_no_more(EventReason::Promoted.name());
         self.no_longer_returning(EventReason::Promoted.name(), "the revision is promoted after all");
@@ -149,13 +153,14 @@ impl Evaluation<'_> {
         self.status.canary_revision.clear();
     }
 
-    /// A former revision without pods is nobody's.
+    /// A former revision without pods is nobody's, and one that has failed serves as long as it has some.
     pub(super) fn forget_former(&mut self, target: &WorkloadSeen) {
         if self.status.former_revision.is_empty() {
-            return;
+            return self.serves_no_more(EventReason::Restored.name());
         }
         if !target.pods.iter().any(|pod| pod.revision == self.status.former_revision) {
             self.status.former_revision.clear();
+            self.serves_no_more(EventReason::Restored.name());
             self.no_longer_stalled(EventReason::Promoted.name(), "every pod has been replaced");
         }
     }

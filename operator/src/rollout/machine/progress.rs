@@ -60,7 +60,7 @@ impl Evaluation<'_> {
         let wanted = self.wanted();
         // Also where the spec was edited meanwhile: what flows changes with an epoch of its own only.
         let differs = self.status.weight != wanted.weight || self.status.steering != wanted.steering;
-        if differs && !self.is_left_alone(target) {
+        if differs && !self.keeps_all_requests(target) {
             if self.has_capacity(target, &wanted) {
                 let (revision, what) = (&self.status.canary_revision, wanted.summary());
                 let message = format!("step {}: {what} to revision {revision}", self.status.step + 1);

@@ -366,3 +366,100 @@ fn a_trial_without_a_stable_pod_ends_at_its_deadline_and_by_stable_pods_that_com
     world.run(5);
     assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "new"));
 }
+
+/// One look, in which nothing is rolled.
+fn look(world: &mut World) {
+    world.seen.now += SignedDuration::from_secs(1);
+    world.status = next(&world.spec, &world.status, &world.seen).0;
+}
+
+fn revisions(world: &World) -> (&str, &str, &str) {
+    let status = &world.status;
+    (&status.approved_revision, &status.former_revision, &status.canary_revision)
+}
+
+#[test]
+fn what_serves_alone_does_so_until_pods_of_the_restored_template_are_ready() {
+    for (fails, is_seen_before) in [(true, false), (true, true), (false, false), (false, true)] {
+        let mut world = scaled_down(json!({}));
+        if fails {
+            world.request(CanaryAction::Abort, "1");
+            look(&mut world);
+        }
+        assert_eq!(world.status.weight, 100);
+        let starting = PodSeen { containers_ready: false, ready: false, ..pod("old-9", "old", false) };
+        if is_seen_before {
+            world.target().pods.push(starting);
+            look(&mut world);
+            assert_eq!(world.status.weight, 100, "nothing else is ready");
+        }
+        world.target().latest = Some("old".into());
+        look(&mut world);
+        assert_eq!((world.status.phase, revisions(&world)), (Phase::Stable, ("old", "new", "")));
+        if fails {
+            assert_eq!(
+                world.condition("ServingFailedRevision").0,
+                "True",
+                "its pod serves until it is replaced"
+            );
+        }
+        world.target().pods = vec![pod("old-9", "old", false)];
+        look(&mut world);
+        look(&mut world);
+        assert_eq!(revisions(&world), ("old", "", ""));
+        if fails {
+            assert_eq!(world.condition("ServingFailedRevision"), ("False", "Restored"));
+        }
+    }
+}
+
+#[test]
+fn a_newer_version_is_tried_beside_the_one_that_serves_alone() {
+    let mut world = scaled_down(json!({}));
+    world.deploy("newest");
+    look(&mut world);
+    assert_eq!(revisions(&world), ("old", "new", "newest"), "nobody would serve until it can");
+    world.run(20);
+    let shown = (world.status.phase, world.status.weight, left_alone(&world));
+    assert_eq!(shown, (Phase::Progressing, 50, 1), "it is not promoted unjudged");
+    world.request(CanaryAction::Promote, "1");
+    look(&mut world);
+    assert_eq!(world.status.phase, Phase::Promoting);
+    assert_eq!(revisions(&world), ("newest", "new", "newest"), "its share grows as pods are replaced");
+    world.run(5);
+    assert_eq!((world.status.phase, revisions(&world)), (Phase::Stable, ("newest", "", "")));
+}
+
+#[test]
+fn what_served_alone_and_comes_back_is_tried_again_and_serves_without_a_gap() {
+    for fails in [false, true] {
+        let mut world = scaled_down(json!({}));
+        if fails {
+            world.request(CanaryAction::Abort, "1");
+            look(&mut world);
+        }
+        world.deploy("newest");
+        world.run(3);
+        assert_eq!(revisions(&world), ("old", "new", "newest"));
+        world.target().latest = Some("new".into());
+        look(&mut world);
+        let phase = if fails { Phase::Failed } else { Phase::Progressing };
+        assert_eq!((world.status.phase, world.status.weight), (phase, 100));
+        assert_eq!(revisions(&world), ("old", "", "new"), "nobody has approved it");
+    }
+}
+
+#[test]
+fn pods_of_a_failed_version_that_serves_alone_are_let_in_also_while_a_newer_one_is_tried() {
+    let mut world = scaled_down(json!({}));
+    world.request(CanaryAction::Abort, "1");
+    look(&mut world);
+    world.deploy("newest");
+    world.run(1);
+    assert_eq!(world.status.failed_revision, "new");
+    // Its pod was on a node that is drained.
+    world.target().pods.retain(|pod| pod.revision != "new");
+    world.target().pods.push(pod("new-9", "new", true));
+    let actions = world.run(1);
+    assert!(actions.contains(&Action::OpenGate(named("new-9"))), "{actions:?}");
+}
