@@ -7,10 +7,12 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use futures::future::{Either, select};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpStream, lookup_host};
@@ -37,8 +39,10 @@ use crate::tls::{TlsStore, peer_identity};
 
 /// How long connecting to the operator may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the lookup of its name may take, and each address, while another address is left to try.
+/// When its addresses are tried beside its name, and how long an address may take to accept while another is left to try.
 const NEXT_AFTER: Duration = Duration::from_secs(2);
+/// How long the lookup of its name may take: less than all together, so that the reason is logged.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(8);
 /// The longest wait before the stream is tried again.
 const MAX_BACKOFF: Duration = Duration::from_secs(15);
 /// What has not been used for one to two of these is forgotten.
@@ -96,45 +100,87 @@ pub async fn connect(settings: &Settings, tls: Arc<rustls::ClientConfig>) -> Res
         .context("connecting to the operator took longer than 10 s")?
 }
 
-/// Tries the operator's name, and then the addresses of its Service.
+/// Tries the operator's name, and the addresses of its Service once the name has failed, or beside it after a while.
 ///
 /// The name alone is not enough: a pod with `dnsPolicy: Default` or `None` may be unable to resolve Services, and its
 /// name server may answer with an address outside the cluster. Whoever answers has to prove that it is the operator.
+/// Neither are the addresses: a Service that was deleted and created again has others. So a name server that is slow, or an
+/// operator that is busy with the handshakes of a whole cluster, keeps its time while the addresses are tried.
 async fn reach(settings: &Settings, tls: &Arc<rustls::ClientConfig>) -> Result<Channel> {
-    let (found, mut error) = match look_up(settings).await {
-        Ok(found) => (found, None),
-        Err(error) => (Vec::new(), Some(error)),
+    let found = OnceLock::new();
+    let mut by_name = pin!(reach_by_name(settings, tls, &found));
+    let failed = match timeout(NEXT_AFTER, by_name.as_mut()).await {
+        Ok(Ok(channel)) => return Ok(channel),
+        Ok(Err(failed)) => Some(failed),
+        Err(_) => None,
     };
-    let others = settings.operator_addresses.iter().filter(|address| !found.contains(address));
-    let all: Vec<SocketAddr> = found.iter().chain(others).copied().collect();
-    let mut addresses = all.into_iter().peekable();
-    while let Some(address) = addresses.next() {
-        let limit = if addresses.peek().is_some() { NEXT_AFTER } else { CONNECT_TIMEOUT };
-        let dialled = timeout(limit, dial(address, settings, tls)).await;
-        let failed = match dialled.with_context(|| format!("{address} did not answer within {limit:?}")) {
-            Ok(Ok(channel)) => return Ok(channel),
-            Ok(Err(failed)) | Err(failed) => failed,
-        };
-        error = Some(match error {
-            Some(before) => anyhow::anyhow!("{before:#}; {failed:#}"),
-            None => failed,
-        });
+    let tried = found.get().map(Vec::as_slice).unwrap_or_default();
+    let others = settings.operator_addresses.iter().filter(|address| !tried.contains(address));
+    let others: Vec<SocketAddr> = others.copied().collect();
+    let by_address = pin!(dial_each(&others, settings, tls));
+    match failed {
+        Some(failed) if others.is_empty() => Err(failed),
+        Some(failed) => by_address.await.map_err(|other| both(&failed, &other)),
+        None if others.is_empty() => by_name.await,
+        None => match select(by_name, by_address).await {
+            Either::Left((Ok(channel), _)) | Either::Right((Ok(channel), _)) => Ok(channel),
+            Either::Left((Err(failed), rest)) => rest.await.map_err(|other| both(&failed, &other)),
+            Either::Right((Err(failed), rest)) => rest.await.map_err(|other| both(&other, &failed)),
+        },
+    }
+}
+
+/// Resolves the operator's name as the pod resolves names, and tries what is `found`.
+async fn reach_by_name(
+    settings: &Settings,
+    tls: &Arc<rustls::ClientConfig>,
+    found: &OnceLock<Vec<SocketAddr>>,
+) -> Result<Channel> {
+    let name = &settings.operator;
+    let addresses = timeout(LOOKUP_TIMEOUT, lookup_host(name.as_str())).await;
+    let addresses =
+        addresses.with_context(|| format!("looking up {name} took longer than {LOOKUP_TIMEOUT:?}"))?;
+    let addresses: Vec<SocketAddr> = addresses.with_context(|| format!("cannot resolve {name}"))?.collect();
+    dial_each(found.get_or_init(|| addresses), settings, tls).await
+}
+
+/// Tries one address after the other.
+async fn dial_each(
+    addresses: &[SocketAddr],
+    settings: &Settings,
+    tls: &Arc<rustls::ClientConfig>,
+) -> Result<Channel> {
+    let mut error = None;
+    let mut rest = addresses.iter().peekable();
+    while let Some(address) = rest.next() {
+        let limit = if rest.peek().is_some() { NEXT_AFTER } else { CONNECT_TIMEOUT };
+        match dial(*address, limit, settings, tls).await {
+            Ok(channel) => return Ok(channel),
+            Err(failed) => {
+                error = Some(match error {
+                    Some(before) => both(&before, &failed),
+                    None => failed,
+                });
+            }
+        }
     }
     Err(error.unwrap_or_else(|| anyhow::anyhow!("{} has no address", settings.operator)))
 }
 
-/// Resolves the operator's name as the pod resolves names.
-async fn look_up(settings: &Settings) -> Result<Vec<SocketAddr>> {
-    let name = &settings.operator;
-    let limit = if settings.operator_addresses.is_empty() { CONNECT_TIMEOUT } else { NEXT_AFTER };
-    let found = timeout(limit, lookup_host(name.as_str())).await;
-    let found = found.with_context(|| format!("looking up {name} took longer than {limit:?}"))?;
-    Ok(found.with_context(|| format!("cannot resolve {name}"))?.collect())
+/// Why two ways have failed.
+fn both(first: &anyhow::Error, second: &anyhow::Error) -> anyhow::Error {
+    anyhow::anyhow!("{first:#}; {second:#}")
 }
 
-/// Connects to an address, if the operator is there.
-async fn dial(address: SocketAddr, settings: &Settings, tls: &Arc<rustls::ClientConfig>) -> Result<Channel> {
-    let stream = TcpStream::connect(address).await;
+/// Connects to an address, which has this long to accept, if the operator is there.
+async fn dial(
+    address: SocketAddr,
+    limit: Duration,
+    settings: &Settings,
+    tls: &Arc<rustls::ClientConfig>,
+) -> Result<Channel> {
+    let stream = timeout(limit, TcpStream::connect(address)).await;
+    let stream = stream.with_context(|| format!("{address} did not accept within {limit:?}"))?;
     let stream = stream.with_context(|| format!("cannot reach the operator at {address}"))?;
     stream.set_nodelay(true)?;
     let name = ServerName::try_from("operator.tulle").context("a server name")?;

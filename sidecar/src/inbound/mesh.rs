@@ -225,7 +225,8 @@ async fn carry(
     let stop = async {
         tokio::select! {
             () = sender.gone() => {}
-            () = permit.withdrawn(&peer.client, None) => {}
+            // Its client's sidecar would take it for a failure of the application.
+            () = permit.withdrawn(&peer.client, None) => sender.reset(Code::Denied),
         }
     };
     let up = (Source::Mesh(receiver), to_app);

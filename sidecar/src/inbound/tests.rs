@@ -44,15 +44,13 @@ fn worker(mtls: Mtls, access: Option<InboundAccess>, source_address: SourceAddre
         features: Vec::new(),
     };
     let (config, _wanted) = ConfigStore::new();
-    config.set_inbound(Inbound {
-        mtls,
-        access,
-        shadow: None,
-        shadow_strict: false,
-        limits: None,
-        revision: String::new(),
-    });
+    config.set_inbound(rules(mtls, access));
     Worker::new(Arc::new(settings), config, Arc::default(), Arc::default(), Arc::default(), Arc::default())
+}
+
+fn rules(mtls: Mtls, access: Option<InboundAccess>) -> Inbound {
+    let revision = String::new();
+    Inbound { mtls, access, shadow: None, shadow_strict: false, limits: None, revision }
 }
 
 fn permissive() -> Rc<Worker> {
@@ -529,25 +527,23 @@ async fn a_connection_that_has_logged_its_client_in_serves_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_request_that_a_new_rule_forbids_is_broken_off_as_denied() {
+async fn what_a_new_rule_forbids_is_broken_off_as_denied() {
     local(async {
-        let (worker, app) = (permissive(), application(App::Silent).await);
-        let peer = mesh(&worker, app.address).await;
-        let (_sender, mut receiver) = open(&peer, Travels::Http1, b"DELETE / HTTP/1.1\r\nhost: web\r\n\r\n");
-        sleep(SOON).await;
-        assert_eq!(app.accepted.get(), 1);
-        let strict = no_deletes().config.inbound().unwrap();
-        let access = strict.access.clone();
-        let (mtls, revision) = (Mtls::Permissive, String::new());
-        worker.config.set_inbound(Inbound {
-            mtls,
-            access,
-            shadow: None,
-            shadow_strict: false,
-            limits: None,
-            revision,
-        });
-        assert_eq!(next(&mut receiver).await, Event::Reset(Code::Denied));
+        const DELETE: &[u8] = b"DELETE / HTTP/1.1\r\nhost: web\r\n\r\n";
+        for (travels, head) in [(Travels::Http1, DELETE), (Travels::Opaque, b"")] {
+            let (worker, app) = (permissive(), application(App::Silent).await);
+            let peer = mesh(&worker, app.address).await;
+            let (sender, mut receiver) = open(&peer, travels, head);
+            if travels == Travels::Opaque {
+                assert!(matches!(next(&mut receiver).await, Event::Head(_)));
+                sender.data(Bytes::from_static(b"PING\r\n")).await.unwrap();
+            }
+            sleep(SOON).await;
+            assert_eq!(app.accepted.get(), 1);
+            let strict = no_deletes().config.inbound().unwrap();
+            worker.config.set_inbound(rules(Mtls::Permissive, strict.access.clone()));
+            assert_eq!(next(&mut receiver).await, Event::Reset(Code::Denied));
+        }
     })
     .await;
 }

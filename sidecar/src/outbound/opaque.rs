@@ -100,39 +100,42 @@ impl Greeting {
     }
 }
 
-/// The evidence of a connection under a Canary, held back until it is known how it goes on. Counted once.
-pub(super) struct Held {
-    attempts: Rc<Cell<Option<Arc<Attempts>>>>,
-    /// What counts it as served when it has lasted.
-    waiting: Cell<Option<AbortHandle>>,
+/// The evidence of a connection under a Canary, held back until it is known how it goes on.
+pub(super) struct Held(Rc<Pending>);
+
+struct Pending {
+    /// `None`: it was counted.
+    attempts: Cell<Option<Arc<Attempts>>>,
+    /// Counts what has lasted. A client may open thousands of connections in that time, so it ends with its connection.
+    timer: Cell<Option<AbortHandle>>,
 }
 
 impl Held {
     pub(super) fn new(attempts: Arc<Attempts>) -> Self {
-        Self { attempts: Rc::new(Cell::new(Some(attempts))), waiting: Cell::new(None) }
+        Self(Rc::new(Pending { attempts: Cell::new(Some(attempts)), timer: Cell::new(None) }))
     }
 
     /// The server has sent its first word: the connection has served, unless something else is seen soon.
     pub(super) fn heard(&self) {
-        let held = Rc::clone(&self.attempts);
-        let waiting = spawn_local(async move {
+        let held = Rc::clone(&self.0);
+        let timer = spawn_local(async move {
             sleep(PROVES_ITSELF).await;
-            if let Some(attempts) = held.take() {
+            if let Some(attempts) = held.attempts.take() {
                 attempts.count(Seen::Good, None);
             }
         });
-        self.waiting.set(Some(waiting.abort_handle()));
+        self.0.timer.set(Some(timer.abort_handle()));
     }
 
-    /// The connection has ended, and its end says this. One that was heard and whose end says nothing has served.
+    /// The connection has ended, and its end says this.
     pub(super) fn ended(&self, seen: Option<Seen>) {
-        // Short connections are many: none of them leaves a timer behind.
-        let was_heard = self.waiting.take().map(|waiting| waiting.abort()).is_some();
-        let seen = seen.or(was_heard.then_some(Seen::Good));
         if let Some(seen) = seen
-            && let Some(attempts) = self.attempts.take()
+            && let Some(attempts) = self.0.attempts.take()
         {
             attempts.count(seen, None);
+            if let Some(timer) = self.0.timer.take() {
+                timer.abort();
+            }
         }
     }
 }
@@ -542,7 +545,22 @@ async fn through_sidecar(
 
 #[cfg(test)]
 mod tests {
+    use tokio::task::{LocalSet, yield_now};
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_has_ended_leaves_no_timer() {
+        let test = async {
+            let held = Held::new(Arc::new(Attempts::default()));
+            held.heard();
+            assert_eq!(Rc::strong_count(&held.0), 2);
+            held.ended(Some(Seen::Good));
+            yield_now().await;
+            assert_eq!(Rc::strong_count(&held.0), 1);
+        };
+        LocalSet::new().run_until(test).await;
+    }
 
     #[test]
     fn what_an_http_server_says_unasked_is_not_a_greeting() {

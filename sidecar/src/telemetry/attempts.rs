@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tulle_mesh::histogram::{BUCKETS, bucket_of};
 use tulle_mesh::proto::AttemptCounts;
+use tulle_mesh::wire::frame::Code;
 
 use crate::attempt::Joined;
 use crate::error::{Failure, PumpError};
@@ -209,6 +210,8 @@ pub fn evidence_of_silence(
     match (from_client, from_server) {
         (_, Some(Ok(()))) => Some(Seen::Good),
         (Some(Ok(())), _) => None,
+        // A rule that came meanwhile. As when it is refused at once.
+        (_, Some(Err(PumpError::SourceReset(Code::Denied)))) => Some(Seen::ClientError),
         (_, Some(Err(PumpError::SourceGone | PumpError::SourceReset(_) | PumpError::SourceMalformed(_)))) => {
             Some(Seen::Failed)
         }
@@ -219,8 +222,6 @@ pub fn evidence_of_silence(
 
 #[cfg(test)]
 mod tests {
-    use tulle_mesh::wire::frame::Code;
-
     use super::*;
     use crate::error::REQUEST_HEAD;
 
@@ -291,6 +292,9 @@ mod tests {
             // Reset by the server.
             (None, Some(Err(PumpError::SourceGone)), Some(Seen::Failed)),
             (Some(Err(PumpError::SinkGone)), Some(Err(PumpError::SourceGone)), Some(Seen::Failed)),
+            // Forbidden meanwhile.
+            (None, Some(Err(PumpError::SourceReset(Code::Denied))), Some(Seen::ClientError)),
+            (None, Some(Err(PumpError::SourceReset(Code::UpstreamFailed))), Some(Seen::Failed)),
             // The client had ended, or broke off.
             (Some(Ok(())), Some(Err(PumpError::SourceGone)), None),
             (Some(Err(PumpError::SourceGone)), None, None),
@@ -326,6 +330,14 @@ mod tests {
             ((9, 0), None, GONE, true, YOUNG, Some(Seen::Failed)),
             // Forbidden meanwhile.
             ((9, 5), None, Some(Err(PumpError::SourceReset(Code::Denied))), true, YOUNG, Some(Seen::Good)),
+            (
+                (9, 0),
+                None,
+                Some(Err(PumpError::SourceReset(Code::Denied))),
+                true,
+                YOUNG,
+                Some(Seen::ClientError),
+            ),
         ];
         for (bytes, from_client, from_server, server_first, age_s, expected) in table {
             let joined = Joined { bytes, from_client, from_server, server_first };

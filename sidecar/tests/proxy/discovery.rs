@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncWriteExt as _, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
 use tulle_sidecar::config::client;
 use tulle_sidecar::settings::{Settings, SourceAddress};
 
@@ -48,6 +50,22 @@ async fn answering(bytes: &'static [u8]) -> SocketAddr {
     address
 }
 
+/// The address of an operator that takes this long for whatever it is sent.
+async fn busy(operator: SocketAddr, takes: Duration) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                sleep(takes).await;
+                let mut far = TcpStream::connect(operator).await.unwrap();
+                let _ = copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    address
+}
+
 #[tokio::test]
 async fn an_operator_whose_name_leads_nowhere_or_elsewhere_is_reached_by_its_address() {
     let operator = Operator::start();
@@ -66,4 +84,15 @@ async fn an_operator_whose_address_has_changed_is_reached_by_its_name() {
     let operator = Operator::start();
     let former = answering(b"").await;
     assert_eq!(reach(&operator, &operator.address.to_string(), &[former]).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_busy_operator_is_waited_for_while_its_former_address_is_tried() {
+    let operator = Operator::start();
+    let name = busy(operator.address, Duration::from_secs(3)).await.to_string();
+    let silent = answering(b"").await;
+    let foreign = answering(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    for former in [silent, foreign] {
+        assert_eq!(reach(&operator, &name, &[former]).await, Ok(()), "{former}");
+    }
 }
