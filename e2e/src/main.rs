@@ -100,6 +100,9 @@ enum Command {
         /// Another sidecar program to count beside this tree's.
         #[arg(long, requires = "instructions")]
         sidecar: Vec<PathBuf>,
+        /// Writes sidecar/at-rest.ld instead, which puts together the functions that run in a sidecar at rest.
+        #[arg(long, conflicts_with_all = ["rounds", "only", "instructions"])]
+        layout: bool,
     },
     /// Measures the operator without Kubernetes: 10,000 pods, 1,000 Services, 500 policies, 200 Canaries and 2,000
     /// sidecars, simulated. Prints each figure beside its goal, and fails when one is missed by more than half.
@@ -152,7 +155,8 @@ fn main() -> ExitCode {
             keep,
             jobs,
         }),
-        Command::Bench { rounds, only, instructions, sidecar } => {
+        Command::Bench { layout: true, .. } => bench::layout::run(),
+        Command::Bench { rounds, only, instructions, sidecar, .. } => {
             bench::run(rounds, only, instructions, &sidecar)
         }
         Command::Conformance { cluster, update, keep } => conformance::run(&cluster, update, keep),

@@ -13,12 +13,14 @@
 //!   feature requests with rules and policies, traces, telemetry or a tap, compared with requests without
 //!   rate the same comparison at a fixed rate, for a tap
 //!   instructions instructions per request, counted by callgrind
+//!   layout the order of the sidecar's functions, from what callgrind records at rest
 //! ```
 
 mod envoy;
 mod feature;
 mod haproxy;
 mod instructions;
+pub mod layout;
 mod measure;
 mod proxies;
 mod rate;

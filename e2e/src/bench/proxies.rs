@@ -35,6 +35,12 @@ impl Programs {
     pub fn build() -> Result<Self> {
         let [sidecar, ..] = images::TULLE else { bail!("the list of images is empty") };
         images::compile(std::slice::from_ref(sidecar), false)?;
+        let program = target()?.join(sidecar.folder()).join("tulle-sidecar");
+        Ok(Self { envoy: envoy_program()?, ..Self::tulle(program)? })
+    }
+
+    /// Builds what Tulle needs beside a sidecar that is there already. There is no Envoy.
+    pub fn tulle(sidecar: PathBuf) -> Result<Self> {
         cargo(
             "compiling the benchmark's control plane",
             &[
@@ -48,18 +54,8 @@ impl Programs {
                 "tulle-shop",
             ],
         )?;
-        let mine = std::env::current_exe()?;
-        let target = mine
-            .parent()
-            .and_then(|folder| folder.parent())
-            .context("xtask is not in a target directory of cargo")?;
-        let sidecar = target.join(sidecar.folder()).join("tulle-sidecar");
-        Ok(Self {
-            sidecar,
-            sidecar_runner: Vec::new(),
-            control: mine.with_file_name("tulle-bench"),
-            envoy: envoy_program()?,
-        })
+        let control = std::env::current_exe()?.with_file_name("tulle-bench");
+        Ok(Self { sidecar, sidecar_runner: Vec::new(), control, envoy: PathBuf::new() })
     }
 }
 
@@ -75,6 +71,13 @@ impl Programs {
             envoy: self.envoy.clone(),
         }
     }
+}
+
+/// The folder below cargo's target directory that has this machine's programs.
+pub fn target() -> Result<PathBuf> {
+    let mine = std::env::current_exe()?;
+    let folder = mine.parent().and_then(Path::parent);
+    Ok(folder.context("xtask is not in a target directory of cargo")?.to_owned())
 }
 
 /// Path of the Envoy binary, which is downloaded unless it is in the cache.
