@@ -108,7 +108,7 @@ async fn list(context: &Context) -> Result<(), CliError> {
 
 /// The error about a namespace that surely does not exist.
 fn absent(read: &Read<Option<Value>>, namespace: &str) -> Option<CliError> {
-    matches!(read, Ok(None)).then(|| CliError::failed(format!("there is no namespace {namespace}")))
+    matches!(read, Ok(None)).then(|| CliError::failed(format!("namespace {namespace} does not exist")))
 }
 
 /// The columns of `kubectl get canaries`, the longest one last.

@@ -229,7 +229,7 @@ async fn reachable(context: &Context, destination: &Destination) -> Result<(), C
         Ok(objects::get(&client, objects::NAMESPACE, None, namespace).await)
     });
     if matches!(found.await?, Ok(None)) {
-        return Err(outside(name, &format!("there is no namespace {namespace}")));
+        return Err(outside(name, &format!("namespace {namespace} does not exist")));
     }
     visible(context, namespace).map_err(|error| {
         CliError::Usage(format!(

@@ -104,7 +104,7 @@ async fn check_namespace(client: &Client, name: &str) -> Result<Option<CliError>
     let found = found.map_err(|error| cannot(&format!("read namespace {name}"), &error))?;
     let Some(namespace) = found else {
         return Ok(Some(
-            CliError::failed(format!("there is no namespace {name}"))
+            CliError::failed(format!("namespace {name} does not exist"))
                 .hint("the dry run needs the namespace: create it, or choose another with -n"),
         ));
     };

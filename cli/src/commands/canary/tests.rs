@@ -183,7 +183,7 @@ fn a_pod_that_is_not_ready_is_shown_with_the_reason_that_kubernetes_has() {
 #[test]
 fn an_empty_list_of_a_namespace_that_does_not_exist_is_an_error() {
     let error = absent(&Ok(None), "nope").unwrap();
-    assert_eq!((error.to_string().as_str(), error.code()), ("there is no namespace nope", 1));
+    assert_eq!((error.to_string().as_str(), error.code()), ("namespace nope does not exist", 1));
     assert_eq!(absent(&Ok(Some(json!({}))), "shop"), None);
     assert_eq!(absent(&Err(Unread::Forbidden("no".into())), "shop"), None, "it may exist");
 }

@@ -97,7 +97,7 @@ pub async fn gather(context: &Context, pre: bool) -> Result<Facts, CliError> {
 /// The error about a namespace that does not exist. Of one that the user may not read that is not known.
 fn absent(namespace: &str, found: &Read<Option<Value>>) -> Option<CliError> {
     let hint = "`kubectl get namespaces` lists them; -A looks at all";
-    let error = || CliError::failed(format!("there is no namespace {namespace}")).hint(hint);
+    let error = || CliError::failed(format!("namespace {namespace} does not exist")).hint(hint);
     matches!(found, Ok(None)).then(error)
 }
 
@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn only_a_namespace_that_surely_does_not_exist_ends_a_check() {
         let error = absent("shop", &Ok(None)).unwrap();
-        assert_eq!((error.to_string().as_str(), error.code()), ("there is no namespace shop", 1));
+        assert_eq!((error.to_string().as_str(), error.code()), ("namespace shop does not exist", 1));
         assert_eq!(absent("shop", &Ok(Some(Value::Null))), None);
         assert_eq!(absent("shop", &Err(objects::Unread::Forbidden("no".into()))), None);
     }

@@ -153,7 +153,7 @@ async fn absent_callers(client: &Client, callers: BTreeMap<Caller, String>) -> V
         let found = objects::get(client, objects::SERVICE_ACCOUNT, Some(namespace.as_str()), account).await;
         if matches!(found, Ok(None)) {
             sentences.push(format!(
-                "{place}.serviceAccount: there is no ServiceAccount {namespace}/{account} in the cluster"
+                "{place}.serviceAccount: ServiceAccount {namespace}/{account} does not exist in the cluster"
             ));
         }
     }
@@ -168,7 +168,7 @@ pub(super) struct Caller {
 }
 
 /// The service accounts that the rules of a policy name, each with the first place. Where a rule has labels of namespaces,
-/// the account may be in any of them.
+/// the account may be in any of these namespaces.
 pub(super) fn callers(document: &Document, namespace: &str) -> BTreeMap<Caller, String> {
     let mut found = BTreeMap::new();
     if document.kind() != "MeshPolicy" {
