@@ -8,30 +8,15 @@ use tokio::io::{AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 use tulle_sidecar::config::client;
-use tulle_sidecar::settings::{Settings, SourceAddress};
+use tulle_sidecar::settings::Settings;
 
-use crate::harness::operator::{Operator, identity};
-use crate::harness::{NAMESPACE, TRUST_DOMAIN, within};
+use crate::harness::operator::Operator;
+use crate::harness::sidecar::settings;
+use crate::harness::within;
 
 /// Reaches the operator by this name and these addresses, or says why not.
 async fn reach(operator: &Operator, name: &str, addresses: &[SocketAddr]) -> Result<(), String> {
-    let settings = Settings {
-        pod_name: "web".to_owned(),
-        pod_namespace: NAMESPACE.to_owned(),
-        pod_uid: "web".to_owned(),
-        pod_ips: Vec::new(),
-        trust_domain: TRUST_DOMAIN.to_owned(),
-        operator: name.to_owned(),
-        operator_addresses: addresses.to_vec(),
-        operator_identity: identity(),
-        token_file: String::new(),
-        trust_file: String::new(),
-        probes: Vec::new(),
-        workers: 1,
-        source_address: SourceAddress::Sidecar,
-        features: Vec::new(),
-        telemetry: true,
-    };
+    let settings = Settings { operator_addresses: addresses.to_vec(), ..settings("web", name) };
     let tls = Arc::clone(&operator.credentials("web").current().unwrap().operator_client);
     within(client::connect(&settings, tls)).await.map(drop).map_err(|error| format!("{error:#}"))
 }

@@ -86,8 +86,8 @@ fn fails_all(canary: &AttemptTotals) -> bool {
     canary.attempts >= A_FEW && canary.failures >= canary.attempts
 }
 
-/// That the stable version fails much as often as a canary that fails most of its requests. `None`: it does not, or it gets no
-/// request to compare with.
+/// A sentence where the stable version fails about as often as a canary that fails most of its requests. `None`: it does not,
+/// or it gets no request to compare with.
 fn both_fail(evidence: &Evidence, rules: &Rules, alone: bool) -> Option<String> {
     let (canary, stable) = (&evidence.canary, &evidence.stable);
     if alone || stable.attempts == 0 || canary.attempts < A_FEW {

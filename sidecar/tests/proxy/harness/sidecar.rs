@@ -55,27 +55,38 @@ struct Parts {
     telemetry: Arc<Telemetry>,
 }
 
+/// Settings of the sidecar of a pod, without addresses and files. `operator`: where it is.
+pub fn settings(uid: &str, operator: &str) -> Settings {
+    Settings {
+        pod_name: uid.to_owned(),
+        pod_namespace: NAMESPACE.to_owned(),
+        pod_uid: uid.to_owned(),
+        pod_ips: Vec::new(),
+        trust_domain: TRUST_DOMAIN.to_owned(),
+        operator: operator.to_owned(),
+        operator_addresses: Vec::new(),
+        operator_identity: operator::identity(),
+        token_file: String::new(),
+        trust_file: String::new(),
+        probes: Vec::new(),
+        workers: 1,
+        source_address: SourceAddress::Sidecar,
+        features: Vec::new(),
+        telemetry: true,
+    }
+}
+
 impl Sidecar {
     /// Starts the sidecar of a pod with these addresses. It is ready when this returns. `folder`: with the trust
     /// bundle and the token.
     pub async fn start(operator: &Operator, folder: &Path, uid: &str, ips: &[Ipv4Addr]) -> Self {
         let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
         let settings = Settings {
-            pod_name: uid.to_owned(),
-            pod_namespace: NAMESPACE.to_owned(),
-            pod_uid: uid.to_owned(),
             pod_ips: ips.iter().map(|ip| (*ip).into()).collect(),
-            trust_domain: TRUST_DOMAIN.to_owned(),
-            operator: operator.address.to_string(),
-            operator_addresses: Vec::new(),
-            operator_identity: operator::identity(),
             token_file: path("token"),
             trust_file: path("roots.pem"),
-            probes: Vec::new(),
-            workers: 1,
-            source_address: SourceAddress::Sidecar,
             features: tulle_mesh::features::ALL.to_vec(),
-            telemetry: true,
+            ..settings(uid, &operator.address.to_string())
         };
         let (config, wanted) = ConfigStore::new();
         let (tls, telemetry) = (Arc::<TlsStore>::default(), Arc::<Telemetry>::default());
