@@ -19,6 +19,7 @@ use crate::attempt::answer::{Answer, Load, Refused};
 use crate::attempt::body::RequestBody;
 use crate::error::Failure;
 use crate::http1::{Framing, Head, Reader, Writer, logged_host};
+use crate::http2::{RecvStream, SendStream};
 use crate::message::Source;
 use crate::route::ResponseEdits;
 use crate::tap;
@@ -119,10 +120,10 @@ impl<'a> Call<'a> {
     #[inline(always)]
     pub fn http2(
         head: Head,
-        body: &'a mut h2::RecvStream,
-        respond: &'a mut h2::server::SendResponse<Bytes>,
+        body: &'a mut RecvStream,
+        respond: &'a mut SendStream,
     ) -> Self {
-        Self::new(head, Source::Http2(body), Answer::Http2(respond, None), Travels::Http2)
+        Self::new(head, Source::Http2(body), Answer::Http2(respond), Travels::Http2)
     }
 
     /// A request of another sidecar. `load`: what its answer reports of this pod.

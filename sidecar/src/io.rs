@@ -82,7 +82,6 @@ macro_rules! writes_to_stream {
         }
     };
 }
-pub(crate) use writes_to_stream;
 
 /// Gives the bytes that were read first, then those of the connection. rustls asks for 4 KiB at a time:
 /// once a read has filled what was asked for, the next ones go through a buffer of 128 KiB, which is given

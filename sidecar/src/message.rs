@@ -11,7 +11,7 @@ use crate::claim::is_claim;
 pub use crate::error::PumpError;
 use crate::http1::conn::BodyError;
 use crate::http1::{Part, Reader, Writer, head};
-use crate::http2;
+use crate::http2::{self, ErrorCode, RecvStream, SendStream};
 use crate::wire::{Event, Receiver, Sender};
 
 /// Where a body comes from.
@@ -21,7 +21,7 @@ pub enum Source<'a> {
     /// A stream between sidecars.
     Mesh(&'a mut Receiver),
     /// An HTTP/2 stream.
-    Http2(&'a mut h2::RecvStream),
+    Http2(&'a mut RecvStream),
 }
 
 /// Where a body goes.
@@ -31,7 +31,7 @@ pub enum Sink<'a> {
     /// A stream between sidecars.
     Mesh(&'a Sender),
     /// An HTTP/2 stream, and the count against the length that its head declared.
-    Http2(&'a mut h2::SendStream<Bytes>, http2::Length),
+    Http2(&'a mut SendStream, http2::Length),
 }
 
 impl Source<'_> {
@@ -55,7 +55,7 @@ impl Source<'_> {
                 Event::Lost => Err(PumpError::SourceGone),
                 Event::Head(_) => Err(PumpError::SourceMalformed("a second head")),
             },
-            Self::Http2(stream) => http2::next_part(stream).await,
+            Self::Http2(stream) => stream.part().await,
         };
         if let Ok(Part::Trailers(lines)) = &mut part {
             // Some servers make one of trailers and header.
@@ -89,7 +89,7 @@ impl Sink<'_> {
             Self::Mesh(sender) => sender.data(bytes).await.map_err(|_| PumpError::SinkGone),
             Self::Http2(stream, length) => {
                 length.take(bytes.len())?;
-                http2::send(stream, bytes).await
+                stream.data(bytes).await
             }
         }
     }
@@ -111,7 +111,7 @@ impl Sink<'_> {
             Self::Http2(stream, length) => {
                 // An end would make a whole body of what has come: the reader has to see that it broke off.
                 length.end()?;
-                http2::finish(stream, trailers)
+                stream.end(trailers.as_deref())
             }
         }
     }
@@ -121,7 +121,7 @@ impl Sink<'_> {
         match self {
             Self::Http1(writer) => writer.gone().await,
             Self::Mesh(sender) => sender.gone().await,
-            Self::Http2(stream, _) => drop(std::future::poll_fn(|cx| stream.poll_reset(cx)).await),
+            Self::Http2(stream, _) => stream.gone().await,
         }
     }
 
@@ -130,7 +130,7 @@ impl Sink<'_> {
         match self {
             Self::Http1(writer) => writer.abort(),
             Self::Mesh(sender) => sender.reset(Code::UpstreamFailed),
-            Self::Http2(stream, _) => stream.send_reset(h2::Reason::INTERNAL_ERROR),
+            Self::Http2(stream, _) => stream.reset(ErrorCode::INTERNAL_ERROR),
         }
     }
 

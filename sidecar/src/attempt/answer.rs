@@ -1,10 +1,6 @@
 //! The client's side of an exchange: an HTTP/1 client, another sidecar, or an HTTP/2 client.
 
-use std::future::poll_fn;
-
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue};
 use tulle_mesh::denial::DenialId;
 use tulle_mesh::reason::Reason;
 use tulle_mesh::wire::frame::Code;
@@ -13,7 +9,7 @@ use tulle_mesh::wire::head::Fields;
 use crate::error::Failure;
 use crate::grpc;
 use crate::http1::{Framing, Head, Writer};
-use crate::http2;
+use crate::http2::{self, ErrorCode, SendStream};
 use crate::message::{PumpError, Sink};
 use crate::route::ResponseEdits;
 use crate::wire::Sender;
@@ -25,7 +21,7 @@ pub enum Answer<'a> {
     /// Another sidecar, with what is reported to it of this pod.
     Mesh(&'a Sender, Load),
     /// An HTTP/2 client.
-    Http2(&'a mut h2::server::SendResponse<Bytes>, Option<h2::SendStream<Bytes>>),
+    Http2(&'a mut SendStream),
 }
 
 /// A request that gets no answer of a server.
@@ -62,8 +58,7 @@ impl Answer<'_> {
         match self {
             Self::Http1(writer) => writer.gone().await,
             Self::Mesh(sender, _) => sender.gone().await,
-            Self::Http2(respond, None) => drop(poll_fn(|cx| respond.poll_reset(cx)).await),
-            Self::Http2(_, Some(stream)) => drop(poll_fn(|cx| stream.poll_reset(cx)).await),
+            Self::Http2(stream) => stream.gone().await,
         }
     }
 
@@ -84,11 +79,7 @@ impl Answer<'_> {
     pub(super) async fn abort(&mut self, head: &Head, code: Option<u8>) {
         match (self, code) {
             (Self::Http1(writer), _) if head.framing == Framing::UntilClose => writer.abort(),
-            (Self::Http2(_, Some(stream)), code) => {
-                // A reset overtakes what the connection's task has not written yet.
-                tokio::task::yield_now().await;
-                http2::break_off(stream, head, code);
-            }
+            (Self::Http2(stream), code) if stream.has_head() => http2::break_off(stream, head, code),
             (Self::Mesh(sender, _), Some(code)) => sender.reset(Code::Http2(code)),
             _ => {}
         }
@@ -99,15 +90,14 @@ impl Answer<'_> {
         match self {
             Self::Http1(writer) => writer.abort(),
             Self::Mesh(sender, _) => sender.reset(Code::Denied),
-            Self::Http2(respond, None) => respond.send_reset(h2::Reason::INTERNAL_ERROR),
-            Self::Http2(_, Some(stream)) => stream.send_reset(h2::Reason::INTERNAL_ERROR),
+            Self::Http2(stream) => stream.reset(ErrorCode::INTERNAL_ERROR),
         }
     }
 
     /// Passes an interim head on.
     pub(super) async fn interim(&mut self, head: &Head) -> Result<(), PumpError> {
-        if let Self::Http2(respond, _) = self {
-            return http2::interim(respond, head);
+        if let Self::Http2(stream) = self {
+            return stream.interim(head);
         }
         self.head_with(head, false, false)?;
         if let Self::Mesh(sender, _) = self {
@@ -138,10 +128,7 @@ impl Answer<'_> {
                 head.write(&mut block, close);
                 sender.head(&block, end);
             }
-            Self::Http2(respond, stream) => {
-                let response = http2::to_response(head).map_err(|_| PumpError::SinkRefused("the head"))?;
-                *stream = Some(respond.send_response(response, end).map_err(|_| PumpError::SinkGone)?);
-            }
+            Self::Http2(stream) => stream.head(head, end)?,
         }
         Ok(())
     }
@@ -158,8 +145,8 @@ impl Answer<'_> {
         match self {
             Self::Http1(writer) => Ok(Sink::Http1(writer)),
             Self::Mesh(sender, _) => Ok(Sink::Mesh(sender)),
-            Self::Http2(_, Some(stream)) => Ok(Sink::Http2(stream, http2::Length::of(head))),
-            Self::Http2(_, None) => Err(PumpError::SinkGone),
+            Self::Http2(stream) if stream.has_head() => Ok(Sink::Http2(stream, http2::Length::of(head))),
+            Self::Http2(_) => Err(PumpError::SinkGone),
         }
     }
 
@@ -211,13 +198,13 @@ impl Answer<'_> {
         self.words(Refused { failure, denial: None, keep: false }, false, None).await;
     }
 
-    /// Answers a request of HTTP/2 whose head is refused, and has these headers: a gRPC client with a status that it
+    /// Answers a request of HTTP/2 whose head is refused, and is of this
+    /// content: a gRPC client with a status that it
     /// understands.
-    pub async fn fail_with(&mut self, failure: &Failure, headers: &HeaderMap) {
+    pub async fn fail_with(&mut self, failure: &Failure, content_type: Option<Bytes>) {
         let refused = Refused { failure, denial: None, keep: false };
-        let content = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-        match content.filter(|content| content.starts_with(b"application/grpc")) {
-            Some(content) => self.grpc(refused, Bytes::copy_from_slice(content), None).await,
+        match content_type.filter(|content| content.starts_with(b"application/grpc")) {
+            Some(content) => self.grpc(refused, content, None).await,
             None => self.words(refused, false, None).await,
         }
     }

@@ -231,11 +231,7 @@ impl<'a> RequestBody<'a> {
 fn is_given_up(sink: &mut Sink<'_>, cx: &mut Context<'_>) -> bool {
     match sink {
         Sink::Http1(_) => false,
-        Sink::Mesh(sender) => {
-            let gone = pin!(sender.gone());
-            gone.poll(cx).is_ready()
-        }
-        Sink::Http2(stream, _) => stream.poll_reset(cx).is_ready(),
+        Sink::Mesh(_) | Sink::Http2(..) => pin!(sink.gone()).poll(cx).is_ready(),
     }
 }
 

@@ -62,7 +62,7 @@ pub async fn send_copy(exchange: Exchange, request: &Head, body: Bytes, ends_by:
             copied.grpc_status = grpc_status(&head.headers);
             let mut missing = if let Framing::Length(length) = head.framing { length } else { 0 };
             let mut moved_at = Instant::now();
-            let mut rest = if end { None } else { source.body() };
+            let mut rest = if end { None } else { Some(source.body()) };
             while let Some(from) = &mut rest {
                 let Ok(part) = timeout_at(ends_by, from.next()).await else {
                     ended = false;

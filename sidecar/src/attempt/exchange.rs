@@ -5,7 +5,6 @@ use std::future::pending;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderValue;
 use tokio::time::Instant;
 use tulle_mesh::reason::Reason;
 use tulle_mesh::wire::frame::Code;
@@ -17,7 +16,7 @@ use crate::error::Failure;
 use crate::grpc;
 use crate::http1::conn::Reset;
 use crate::http1::{Framing, Head, Reader, Start, Writer};
-use crate::http2::{self, Answered};
+use crate::http2::{self, Answered, RecvStream, SendStream, Unanswered};
 use crate::message::{Sink, Source};
 use crate::pool::{Place, Server};
 use crate::wire::{Event, Receiver, Sender};
@@ -76,7 +75,7 @@ pub enum UpSink {
     /// To an HTTP/1 server.
     Http1(Writer),
     /// To an HTTP/2 server.
-    Http2(h2::SendStream<Bytes>),
+    Http2(SendStream),
 }
 
 /// Where an answer comes from.
@@ -86,7 +85,7 @@ pub enum UpSource {
     /// From an HTTP/1 server.
     Http1(Reader),
     /// From an HTTP/2 server.
-    Http2(Option<h2::client::ResponseFuture>, Option<h2::RecvStream>),
+    Http2(RecvStream),
 }
 
 /// An exchange on a connection to an HTTP/1 server. The head is buffered, and goes out with what follows it.
@@ -118,20 +117,15 @@ pub async fn http2_exchange(
     grpc_deadline: Option<Instant>,
     waits: &Cell<bool>,
 ) -> Result<Exchange, Failure> {
-    let mut request = http2::to_request(head)?;
-    let (mut send, place, reused) = worker.http2.ready(server, limit, waits).await?;
-    if let Some(deadline) = grpc_deadline
-        && let Some(value) = request.headers_mut().get_mut(grpc::TIMEOUT)
-        && let Some(renewed) = grpc::renewed_timeout(value.as_bytes(), deadline)
-        && let Ok(renewed) = HeaderValue::from_maybe_shared(renewed)
-    {
-        *value = renewed;
-    }
-    let (answer, body) =
-        send.send_request(request, is_bodiless(head)).map_err(|_| Failure::UpstreamConnect)?;
+    http2::check_request(head)?;
+    let (place, reused) = worker.http2.ready(server, limit, waits).await?;
+    let timeout = grpc_deadline
+        .and_then(|deadline| grpc::renewed_timeout(head.header(grpc::TIMEOUT)?.as_ref(), deadline));
+    let opened = place.open(head, is_bodiless(head), timeout.as_ref().map(AsRef::as_ref));
+    let (body, answer) = opened.ok_or(Failure::UpstreamConnect)?;
     Ok(Exchange {
         sink: UpSink::Http2(body),
-        source: UpSource::Http2(Some(answer), None),
+        source: UpSource::Http2(answer),
         reused,
         // A server closes an idle one with GOAWAY.
         in_use: true,
@@ -182,7 +176,7 @@ impl UpSource {
                 Err(failure) => Err(End::Final(failure)),
             },
             Self::Mesh(receiver) => mesh_head(receiver, method).await,
-            Self::Http2(answer, body) => http2_head(answer, body, method).await,
+            Self::Http2(stream) => http2_head(stream, method).await,
         }
     }
 
@@ -204,11 +198,11 @@ impl UpSource {
     }
 
     /// The answer's body.
-    pub(super) fn body(&mut self) -> Option<Source<'_>> {
+    pub(super) fn body(&mut self) -> Source<'_> {
         match self {
-            Self::Http1(reader) => Some(Source::Http1(reader)),
-            Self::Mesh(receiver) => Some(Source::Mesh(receiver)),
-            Self::Http2(_, stream) => stream.as_mut().map(Source::Http2),
+            Self::Http1(reader) => Source::Http1(reader),
+            Self::Mesh(receiver) => Source::Mesh(receiver),
+            Self::Http2(stream) => Source::Http2(stream),
         }
     }
 }
@@ -265,34 +259,15 @@ fn parse(mut block: Bytes, method: &[u8]) -> Result<(Head, Report), Failure> {
     }
 }
 
-async fn http2_head(
-    answer: &mut Option<h2::client::ResponseFuture>,
-    body: &mut Option<h2::RecvStream>,
-    method: &[u8],
-) -> Result<Arrived, End> {
-    let Some(coming) = answer.as_mut() else { return Err(End::Unanswered(Failure::UpstreamReset)) };
-    match http2::answer(coming).await {
+async fn http2_head(stream: &mut RecvStream, method: &[u8]) -> Result<Arrived, End> {
+    match stream.answer().await {
         Ok(Answered::Interim(head)) => Ok(Arrived::of(head, false)),
-        Ok(Answered::Final(parts, stream)) => {
-            *answer = None;
-            let end = stream.is_end_stream();
-            *body = Some(stream);
-            let head = http2::response_head_for(method, &parts, end).map_err(End::Final)?;
+        Ok(Answered::Final(block, end)) => {
+            let head = http2::response_head(method, *block, end).map_err(End::Final)?;
             Ok(Arrived::of(head, end))
         }
-        // Streams above the last one that a server names when it goes away were not processed either (RFC 9113
-        // §6.8); h2 reports this of those only.
-        Err(error)
-            if error.reason() == Some(h2::Reason::REFUSED_STREAM)
-                || (error.is_go_away() && error.is_remote()) =>
-        {
-            *answer = None;
-            Err(End::NotProcessed(Failure::UpstreamNotProcessed))
-        }
-        Err(_) => {
-            *answer = None;
-            Err(End::Unanswered(Failure::UpstreamReset))
-        }
+        Err(Unanswered::Unprocessed) => Err(End::NotProcessed(Failure::UpstreamNotProcessed)),
+        Err(Unanswered::Lost) => Err(End::Unanswered(Failure::UpstreamReset)),
     }
 }
 

@@ -558,7 +558,7 @@ async fn download(
         answer.flush().await?;
         return Ok(None);
     }
-    let Some(from) = source.body() else { return Err(PumpError::SourceGone) };
+    let from = source.body();
     let mut grpc = None;
     let to = answer.sink(head)?;
     message::deliver(from, to, progress, |trailers| grpc = grpc_status(trailers)).await?;

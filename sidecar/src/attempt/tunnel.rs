@@ -192,7 +192,7 @@ pub(super) async fn upgraded(
         attempt.end = End::Delivered(Err(Failure::ClientGone));
         return;
     }
-    let (Some((first, from_client)), Some(from_server)) = (body.take_tunnel(), source.body()) else { return };
+    let (Some((first, from_client)), from_server) = (body.take_tunnel(), source.body()) else { return };
     let Ok(to_client) = answer.unframed(head) else { return };
     let mut to_server = sink.unframed(head);
     let mut filter = terms.screens.then(ForgedIdentityFilter::default);

@@ -1,100 +1,108 @@
 //! Heads of HTTP/2 messages.
 
-use std::future::poll_fn;
-use std::pin::Pin;
-use std::task::Poll;
-
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 
+use super::block::Block;
+use super::hpack::{encode, is_lower_token, is_value};
 use crate::error::Failure;
 use crate::grpc;
 use crate::http1::{Framing, Head, MAX_HEAD, MAX_HEADERS, Start};
-use crate::message::PumpError;
 
 /// A request of an HTTP/2 client as a head. `end`: it has no body.
 ///
 /// # Errors
 /// [`Failure::ClientBadRequest`] for what could be read in two ways, [`Failure::ClientHeadTooLong`].
-pub fn request_head(parts: &http::request::Parts, end: bool) -> Result<Head, Failure> {
-    let connect = parts.method == http::Method::CONNECT;
-    let authority = parts.uri.authority().map(|authority| authority.as_str());
-    let target = match (connect, authority) {
-        (true, Some(authority)) => authority,
-        (true, None) => return Err(Failure::ClientBadRequest("a CONNECT without :authority")),
-        (false, _) => parts.uri.path_and_query().map_or("/", |path| path.as_str()),
-    };
-    if connect && parts.uri.port().is_none() {
-        return Err(Failure::ClientBadRequest("a CONNECT whose target is not a host and a port"));
-    }
-    if !connect && !target.starts_with('/') && (target != "*" || parts.method != http::Method::OPTIONS) {
-        return Err(Failure::ClientBadRequest("a path without a slash"));
-    }
-    // RFC 9113 §8.3.1: without user information, which some would take for the host.
-    if authority.is_some_and(|authority| authority.contains('@')) {
-        return Err(Failure::ClientBadRequest("user information in :authority"));
-    }
-    if is_too_large(target, authority, &parts.headers) {
+pub fn request_head(block: &mut Block, end: bool) -> Result<Head, Failure> {
+    if block.is_too_large {
         return Err(Failure::ClientHeadTooLong);
     }
-    let mut headers = lines(&parts.headers);
-    let host = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
+    let method = block.method.take().unwrap_or_default();
+    let connect = &method[..] == b"CONNECT";
+    // Read with Host by some, and by others without.
+    let authority = block.authority.take().filter(|authority| !authority.is_empty());
+    let target = match (connect, block.path.take()) {
+        (true, _) => {
+            let target = authority.clone();
+            target.ok_or(Failure::ClientBadRequest("a CONNECT without :authority"))?
+        }
+        (false, path) => path.unwrap_or_default(),
+    };
+    check_target(&method, &target, authority.as_deref())?;
+    let headers = &mut block.headers;
+    if is_too_large(&target, authority.as_ref(), headers) {
+        return Err(Failure::ClientHeadTooLong);
+    }
+    let host = headers.iter().find(|(name, _)| &name[..] == b"host").map(|(_, value)| value);
     match (authority, host) {
         (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host) => {
             return Err(Failure::ClientBadRequest("Host and :authority name different hosts"));
         }
-        (Some(authority), None) => {
-            headers.insert(0, (Bytes::from_static(b"host"), Bytes::copy_from_slice(authority.as_bytes())));
-        }
+        (Some(authority), None) => headers.insert(0, (Bytes::from_static(b"host"), authority)),
         _ => {}
     }
-    let start = Start::Request {
-        method: Bytes::copy_from_slice(parts.method.as_str().as_bytes()),
-        target: Bytes::copy_from_slice(target.as_bytes()),
-    };
-    let framing = framing(&mut headers, end)?;
+    let framing = framing(headers, end)?;
+    join_cookies(headers);
     if connect && !matches!(framing, Framing::None | Framing::Chunked | Framing::Length(0)) {
         return Err(Failure::ClientBadRequest("a CONNECT with a body"));
     }
     // What follows a CONNECT is the tunnel.
     let framing = if connect { Framing::None } else { framing };
-    Ok(Head { upgrade: connect, ..head(start, headers, framing) })
+    let start = Start::Request { method, target };
+    Ok(Head { upgrade: connect, ..head(start, std::mem::take(headers), framing) })
+}
+
+/// Whether the first line of HTTP/1 can say as much, in one reading.
+fn check_target(method: &[u8], target: &[u8], authority: Option<&[u8]>) -> Result<(), Failure> {
+    let is_visible = |text: &[u8]| text.iter().all(|byte| *byte > b' ' && *byte != 0x7f);
+    if !method.iter().all(|byte| is_lower_token(byte.to_ascii_lowercase())) {
+        return Err(Failure::ClientBadRequest("a method that is no token"));
+    }
+    let authority = authority.unwrap_or_default();
+    if !is_visible(target) || !is_visible(authority) || authority.iter().any(|byte| b"/?#".contains(byte)) {
+        return Err(Failure::ClientBadRequest("a path or :authority with characters that it cannot have"));
+    }
+    // RFC 9113 §8.3.1: without user information, which some would take for the host.
+    if authority.contains(&b'@') {
+        return Err(Failure::ClientBadRequest("user information in :authority"));
+    }
+    if method == b"CONNECT" {
+        let port = target.rsplit(|byte| *byte == b':').next().filter(|port| port.len() < target.len());
+        let is_port = port.is_some_and(|port| !port.is_empty() && port.iter().all(u8::is_ascii_digit));
+        if !is_port {
+            return Err(Failure::ClientBadRequest("a CONNECT whose target is not a host and a port"));
+        }
+    } else if !target.starts_with(b"/") && (target != b"*" || method != b"OPTIONS") {
+        return Err(Failure::ClientBadRequest("a path without a slash"));
+    }
+    Ok(())
+}
+
+/// Cookies that came in fields of their own are one again: to servers of HTTP/1 they are one field (RFC 9113 §8.2.3).
+fn join_cookies(headers: &mut Vec<(Bytes, Bytes)>) {
+    let is_cookie = |(name, _): &(Bytes, Bytes)| &name[..] == b"cookie";
+    let Some(first) = headers.iter().position(is_cookie) else { return };
+    let more: Vec<Bytes> =
+        headers.iter().skip(first + 1).filter(|line| is_cookie(line)).map(|(_, value)| value.clone()).collect();
+    if more.is_empty() {
+        return;
+    }
+    let mut place = 0..;
+    headers.retain(|line| place.next() == Some(first) || !is_cookie(line));
+    if let Some((_, value)) = headers.get_mut(first) {
+        let mut all = BytesMut::from(&value[..]);
+        for cookie in more {
+            all.extend_from_slice(b"; ");
+            all.extend_from_slice(&cookie);
+        }
+        *value = all.freeze();
+    }
 }
 
 /// Whether the head would be longer than HTTP/1 may bring, written as HTTP/1.
-fn is_too_large(target: &str, authority: Option<&str>, headers: &HeaderMap) -> bool {
-    let start = target.len() + authority.map_or(0, str::len) + 32;
-    let length: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+fn is_too_large(target: &[u8], authority: Option<&Bytes>, headers: &[(Bytes, Bytes)]) -> bool {
+    let start = target.len() + authority.map_or(0, Bytes::len) + 32;
+    let length: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
     headers.len() > MAX_HEADERS || start + length > MAX_HEAD
-}
-
-/// An answer of an HTTP/2 server as a head, to a request that was not CONNECT.
-///
-/// # Errors
-/// [`Failure::UpstreamBadResponse`] for a Content-Length that is not a number.
-pub fn response_head(parts: &http::response::Parts, end: bool) -> Result<Head, Failure> {
-    let mut headers = lines(&parts.headers);
-    let framing =
-        framing(&mut headers, end).map_err(|_| Failure::UpstreamBadResponse("a bad content-length"))?;
-    let start = Start::Response { status: parts.status.as_u16(), reason: Bytes::new() };
-    Ok(head(start, headers, framing))
-}
-
-/// An answer of an HTTP/2 server as a head, to a request with this method. Success makes a CONNECT a
-/// tunnel, of which the head says nothing (RFC 9110 §9.3.6).
-///
-/// # Errors
-/// As [`response_head`].
-pub fn response_head_for(method: &[u8], parts: &http::response::Parts, end: bool) -> Result<Head, Failure> {
-    // An answer without a body may say how long another one would be, and its stream may end with a frame of its own.
-    let bodiless = method == b"HEAD" || matches!(parts.status.as_u16(), 204 | 304);
-    let mut head = response_head(parts, end || bodiless)?;
-    if method == b"CONNECT" && parts.status.is_success() {
-        head.headers.retain(|(name, _)| &name[..] != b"content-length");
-        head.framing = Framing::None;
-        head.upgrade = true;
-    }
-    Ok(head)
 }
 
 /// What a server answers.
@@ -102,47 +110,39 @@ pub fn response_head_for(method: &[u8], parts: &http::response::Parts, end: bool
 pub enum Answered {
     /// An interim response (1xx); more follows.
     Interim(Head),
-    /// The head of the response, and its body.
-    Final(http::response::Parts, h2::RecvStream),
+    /// The head of the response, and whether nothing follows.
+    Final(Box<Block>, bool),
 }
 
-/// The next head that a server answers with. May be given up and called again, until it has returned
-/// [`Answered::Final`] or an error.
-///
-/// # Errors
-/// Those of h2: the stream or its connection has ended.
-pub async fn answer(response: &mut h2::client::ResponseFuture) -> Result<Answered, h2::Error> {
-    poll_fn(|cx| {
-        // First, since the future itself drops the interim ones.
-        if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
-            let (parts, ()) = interim?.into_parts();
-            return Poll::Ready(Ok(Answered::Interim(interim_head(&parts))));
-        }
-        Pin::new(&mut *response).poll(cx).map_ok(|response| {
-            let (parts, body) = response.into_parts();
-            Answered::Final(parts, body)
-        })
-    })
-    .await
-}
-
-fn interim_head(parts: &http::response::Parts) -> Head {
-    let start = Start::Response { status: parts.status.as_u16(), reason: Bytes::new() };
-    let mut headers = lines(&parts.headers);
-    headers.retain(|(name, _)| &name[..] != b"content-length");
-    head(start, headers, Framing::None)
-}
-
-/// Passes an interim response on to a client. 101 has no meaning in HTTP/2 (RFC 9113 §8.6).
-///
-/// # Errors
-/// [`PumpError::SinkRefused`] for a head that HTTP/2 cannot carry, [`PumpError::SinkGone`].
-pub fn interim(respond: &mut h2::server::SendResponse<Bytes>, head: &Head) -> Result<(), PumpError> {
-    if head.status() == 101 {
-        return Ok(());
+impl Answered {
+    /// What a block says that the server has sent.
+    pub(super) fn of(mut block: Box<Block>, end: bool) -> Self {
+        let Some(status @ ..200) = block.status else { return Self::Final(block, end) };
+        let mut headers = std::mem::take(&mut block.headers);
+        headers.retain(|(name, _)| &name[..] != b"content-length");
+        Self::Interim(head(Start::Response { status, reason: Bytes::new() }, headers, Framing::None))
     }
-    let response = to_response(head).map_err(|_| PumpError::SinkRefused("an interim head"))?;
-    respond.send_informational(response).map_err(|_| PumpError::SinkGone)
+}
+
+/// An answer of an HTTP/2 server as a head, to a request with this method. Success makes a CONNECT a
+/// tunnel, of which the head says nothing (RFC 9110 §9.3.6).
+///
+/// # Errors
+/// [`Failure::UpstreamBadResponse`] for a Content-Length that is not a number.
+pub fn response_head(method: &[u8], block: Block, end: bool) -> Result<Head, Failure> {
+    let Block { status, mut headers, .. } = block;
+    let status = status.unwrap_or_default();
+    // An answer without a body may say how long another one would be, and its stream may end with a frame of its own.
+    let bodiless = method == b"HEAD" || matches!(status, 204 | 304);
+    let framing = framing(&mut headers, end || bodiless)
+        .map_err(|_| Failure::UpstreamBadResponse("a bad content-length"))?;
+    let mut head = head(Start::Response { status, reason: Bytes::new() }, headers, framing);
+    if method == b"CONNECT" && matches!(status, 200..300) {
+        head.headers.retain(|(name, _)| &name[..] != b"content-length");
+        head.framing = Framing::None;
+        head.upgrade = true;
+    }
+    Ok(head)
 }
 
 /// HTTP/2 knows no connection handling in heads: each stream ends by itself.
@@ -177,127 +177,153 @@ fn framing(headers: &mut Vec<(Bytes, Bytes)>, end: bool) -> Result<Framing, Fail
     })
 }
 
-/// A head as an HTTP/2 request; an absolute target is taken apart. The stream of one that asks for a tunnel (CONNECT) must not be ended with
-/// its head.
+/// Whether a head can be sent as an HTTP/2 request.
 ///
 /// # Errors
-/// [`Failure::ClientBadRequest`] when a name or value cannot be sent.
-pub fn to_request(head: &Head) -> Result<Request<()>, Failure> {
-    let bad = |_| Failure::ClientBadRequest("a head that HTTP/2 cannot carry");
+/// [`Failure::ClientBadRequest`].
+pub fn check_request(head: &Head) -> Result<(), Failure> {
+    let (method, _) = head.request_line();
+    let is_visible = |text: &[u8]| text.iter().all(|byte| *byte > b' ' && *byte != 0x7f);
+    let host = head.header("host").map_or(&b""[..], |host| &host[..]);
+    let is_path = head.is_connect() || (!head.path().is_empty() && is_visible(head.path().as_bytes()));
+    if method.is_empty() || !is_visible(method.as_bytes()) || !is_visible(host) || !is_path {
+        return Err(Failure::ClientBadRequest("a head that HTTP/2 cannot carry"));
+    }
+    Ok(())
+}
+
+/// Writes the fields of a request; an absolute target is taken apart. The stream of one that asks for a tunnel (CONNECT)
+/// must not be ended with its head. `grpc_timeout` takes the place of its own.
+pub(super) fn encode_request(to: &mut BytesMut, head: &Head, grpc_timeout: Option<&[u8]>) {
     let (method, target) = head.request_line();
-    let uri = if head.is_connect() {
-        http::Uri::builder().authority(target)
+    match method {
+        "GET" => encode::indexed(to, encode::METHOD_GET),
+        "POST" => encode::indexed(to, encode::METHOD_POST),
+        _ => encode::with_name(to, encode::METHOD, method.as_bytes()),
+    }
+    if head.is_connect() {
+        encode::with_name(to, encode::AUTHORITY, target.as_bytes());
     } else {
-        let authority = head.header("host").map_or(&b""[..], |host| &host[..]);
-        http::Uri::builder().scheme("http").authority(authority).path_and_query(head.path())
-    };
-    let mut request = Request::builder().version(http::Version::HTTP_2).method(method);
-    if let Some(headers) = request.headers_mut() {
-        *headers = map(&head.headers);
-        headers.remove(http::header::HOST);
-        insert_length(headers, head.framing);
-        if head.expects_continue {
-            headers.insert(http::header::EXPECT, HeaderValue::from_static("100-continue"));
+        encode::indexed(to, encode::SCHEME_HTTP);
+        match head.path() {
+            "/" => encode::indexed(to, encode::PATH_ROOT),
+            path => encode::with_name(to, encode::PATH, path.as_bytes()),
         }
-        if head.header("grpc-encoding").is_some() || grpc::content_type(head).is_some() {
-            headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
+        if let Some(host) = head.header("host").filter(|host| !host.is_empty()) {
+            encode::with_name(to, encode::AUTHORITY, host);
         }
     }
-    request.uri(uri.build().map_err(bad)?).body(()).map_err(bad)
-}
-
-/// A head as an HTTP/2 response.
-///
-/// # Errors
-/// [`Failure::UpstreamBadResponse`] when it cannot be sent.
-pub fn to_response(head: &Head) -> Result<Response<()>, Failure> {
-    let mut response = Response::builder().status(head.status());
-    if let Some(headers) = response.headers_mut() {
-        *headers = map(&head.headers);
-        insert_length(headers, head.framing);
-    }
-    response.body(()).map_err(|_| Failure::UpstreamBadResponse("a head that HTTP/2 cannot carry"))
-}
-
-fn insert_length(headers: &mut HeaderMap, framing: Framing) {
-    if let Framing::Length(length) = framing {
-        headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
-    }
-}
-
-pub(super) fn lines(headers: &HeaderMap) -> Vec<(Bytes, Bytes)> {
-    let hop = |name: &HeaderName| {
-        matches!(
-            name.as_str(),
-            "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade"
-        )
-    };
-    let kept = || headers.iter().filter(|(name, _)| !hop(name));
-    // One allocation for the text of all lines, of which each is a part.
-    let length = kept().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    let mut text = BytesMut::with_capacity(length);
-    let mut lines = Vec::with_capacity(headers.len() + 1);
-    for (name, value) in kept() {
-        text.extend_from_slice(name.as_str().as_bytes());
-        let name = text.split().freeze();
-        text.extend_from_slice(value.as_bytes());
-        lines.push((name, text.split().freeze()));
-    }
-    lines
-}
-
-pub(super) fn map(lines: &[(Bytes, Bytes)]) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(lines.len());
-    for (name, value) in lines {
-        // The only field of one connection that a head may hold (see `Head::upgrade`).
-        if name.eq_ignore_ascii_case(b"upgrade") {
+    for (name, value) in &head.headers {
+        if name.eq_ignore_ascii_case(b"host") {
             continue;
         }
-        let value = HeaderValue::from_maybe_shared(value.clone());
-        let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), value) else { continue };
-        headers.append(name, value);
+        match grpc_timeout {
+            Some(timeout) if name.eq_ignore_ascii_case(grpc::TIMEOUT.as_bytes()) => encode_field(to, name, timeout),
+            _ => encode_field(to, name, value),
+        }
     }
-    headers
+    encode_length(to, head.framing);
+    if head.expects_continue {
+        encode::field(to, b"expect", b"100-continue");
+    }
+    if head.header("grpc-encoding").is_some() || grpc::content_type(head).is_some() {
+        encode::field(to, b"te", b"trailers");
+    }
+}
+
+/// Whether a status can be sent.
+pub(super) fn is_status(status: u16) -> bool {
+    (100..1000).contains(&status)
+}
+
+/// Writes the fields of an answer.
+pub(super) fn encode_response(to: &mut BytesMut, head: &Head) {
+    encode::status(to, head.status());
+    encode_fields(to, &head.headers);
+    encode_length(to, head.framing);
+}
+
+fn encode_length(to: &mut BytesMut, framing: Framing) {
+    if let Framing::Length(length) = framing {
+        encode::content_length(to, length);
+    }
+}
+
+/// Writes fields without others: trailers.
+pub(super) fn encode_fields(to: &mut BytesMut, lines: &[(Bytes, Bytes)]) {
+    for (name, value) in lines {
+        encode_field(to, name, value);
+    }
+}
+
+/// Writes a field. One that HTTP/2 cannot carry is left out, and so is the only one of a connection that a head may hold
+/// (see [`Head::upgrade`]).
+fn encode_field(to: &mut BytesMut, name: &[u8], value: &[u8]) {
+    let is_name = !name.is_empty() && name.iter().all(|byte| is_lower_token(byte.to_ascii_lowercase()));
+    if is_name && is_value(value) && !name.eq_ignore_ascii_case(b"upgrade") {
+        encode::field(to, name, value);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parts(method: &str, uri: &str, headers: &[(&'static str, &str)]) -> http::request::Parts {
-        let mut request = Request::builder().method(method).uri(uri);
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        request.body(()).unwrap().into_parts().0
+    /// As a client sends it: `target` is `authority/path`, or the authority of CONNECT.
+    fn request(method: &str, target: &str, headers: &[(&'static str, &str)], end: bool) -> Result<Head, Failure> {
+        let text = |text: &str| Some(Bytes::copy_from_slice(text.as_bytes()));
+        let (authority, path) = match target.find('/') {
+            Some(at) => (text(&target[..at]), text(&target[at..])),
+            None if method == "CONNECT" => (text(target), None),
+            None => (None, text(target)),
+        };
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (Bytes::from_static(name.as_bytes()), Bytes::copy_from_slice(value.as_bytes())))
+            .collect();
+        request_head(&mut Block { method: text(method), authority, path, headers, ..Block::default() }, end)
+    }
+
+    fn answer(status: u16, length: &'static str) -> Block {
+        let headers = vec![(Bytes::from_static(b"content-length"), Bytes::from_static(length.as_bytes()))];
+        Block { status: Some(status), headers, ..Block::default() }
+    }
+
+    /// What a server reads of a head.
+    fn sent(head: &Head) -> Block {
+        check_request(head).unwrap();
+        let (mut bytes, mut block) = (BytesMut::new(), Block::default());
+        encode_request(&mut bytes, head, None);
+        crate::http2::hpack::Decoder::default().decode(&bytes, |field| block.take(field)).unwrap();
+        block
+    }
+
+    fn of_http1(text: &[u8]) -> Head {
+        crate::http1::head::parse_request(&mut text.into()).unwrap().unwrap()
     }
 
     #[test]
     fn a_connect_asks_for_a_tunnel_and_is_carried_like_that_of_http_1() {
-        let head = request_head(&parts("CONNECT", "a:443", &[]), false).unwrap();
+        let head = request("CONNECT", "a:443", &[], false).unwrap();
         assert!(head.is_connect() && head.upgrade && head.framing == Framing::None);
-        let mut text = bytes::BytesMut::new();
+        let mut text = BytesMut::new();
         head.write(&mut text, false);
         assert_eq!(&text[..], b"CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\n\r\n");
-        let again = crate::http1::head::parse_request(&mut text).unwrap().unwrap();
-        let request = to_request(&again).unwrap();
-        assert_eq!((request.method().as_str(), request.uri().to_string()), ("CONNECT", "a:443".to_owned()));
+        let block = sent(&of_http1(&text));
+        assert_eq!((&block.method.unwrap()[..], &block.authority.unwrap()[..]), (&b"CONNECT"[..], &b"a:443"[..]));
+        assert!(block.path.is_none() && block.scheme.is_none());
 
-        let success = Response::builder().status(200).header("content-length", "5").body(()).unwrap();
-        let (success, ()) = success.into_parts();
-        let tunnel = response_head_for(b"CONNECT", &success, false).unwrap();
+        let tunnel = response_head(b"CONNECT", answer(200, "5"), false).unwrap();
         assert_eq!((tunnel.framing, tunnel.opens_tunnel(&head)), (Framing::None, Ok(true)));
         assert!(tunnel.header("content-length").is_none());
-        assert_eq!(response_head_for(b"GET", &success, false).unwrap().framing, Framing::Length(5));
+        assert_eq!(response_head(b"GET", answer(200, "5"), false).unwrap().framing, Framing::Length(5));
     }
 
     #[test]
     fn an_answer_without_a_body_has_none_wherever_its_stream_ends() {
         for (method, status) in [(&b"HEAD"[..], 200), (b"GET", 304), (b"GET", 204)] {
             for end in [false, true] {
-                let answer =
-                    Response::builder().status(status).header("content-length", "5").body(()).unwrap();
-                let head = response_head_for(method, &answer.into_parts().0, end).unwrap();
+                let head = response_head(method, answer(status, "5"), end).unwrap();
                 assert_eq!(head.framing, Framing::None, "{status}");
                 assert_eq!(head.header("content-length").unwrap(), "5", "{status}");
             }
@@ -306,83 +332,77 @@ mod tests {
 
     #[test]
     fn a_client_that_waits_for_100_is_heard_by_the_server_also_behind_two_sidecars() {
-        let asked = parts("POST", "http://a/", &[("expect", "100-continue"), ("content-length", "5")]);
-        let mut text = bytes::BytesMut::new();
-        request_head(&asked, false).unwrap().write(&mut text, false);
-        let head = crate::http1::head::parse_request(&mut text).unwrap().unwrap();
-        assert_eq!(to_request(&head).unwrap().headers()["expect"], "100-continue");
+        let asked = request("POST", "a/", &[("expect", "100-continue"), ("content-length", "5")], false);
+        let mut text = BytesMut::new();
+        asked.unwrap().write(&mut text, false);
+        let block = sent(&of_http1(&text));
+        assert!(block.headers.contains(&(Bytes::from_static(b"expect"), Bytes::from_static(b"100-continue"))));
     }
 
     #[test]
     fn requests_with_two_readings_are_refused() {
-        let refused = [
-            parts("CONNECT", "a", &[]),
-            parts("CONNECT", "a:443", &[("content-length", "5")]),
-            parts("GET", "http://u@a/", &[]),
-            parts("GET", "http://a/", &[("host", "b")]),
-            parts("GET", "*", &[("host", "a")]),
-            parts("POST", "http://a/", &[("content-length", "+5")]),
-            parts("POST", "http://a/", &[("content-length", "5"), ("content-length", "6")]),
-        ];
-        for parts in refused {
-            let head = request_head(&parts, false);
-            assert!(matches!(head, Err(Failure::ClientBadRequest(_))), "{parts:?}");
+        for (method, target, headers) in [
+            ("CONNECT", "a", &[][..]),
+            ("CONNECT", "a:443", &[("content-length", "5")]),
+            ("CONNECT", "a:", &[]),
+            ("GET", "u@a/", &[]),
+            ("GET", "a/", &[("host", "b")]),
+            ("GET", "a b/", &[]),
+            ("GET", "a/b c", &[]),
+            ("GE T", "a/", &[]),
+            ("GET", "*", &[("host", "a")]),
+            ("POST", "a/", &[("content-length", "+5")]),
+            ("POST", "a/", &[("content-length", "5"), ("content-length", "6")]),
+        ] {
+            let head = request(method, target, headers, false);
+            assert!(matches!(head, Err(Failure::ClientBadRequest(_))), "{method} {target} {headers:?}");
         }
+        assert!(request("OPTIONS", "*", &[("host", "a")], true).is_ok());
+    }
+
+    #[test]
+    fn an_authority_that_names_several_hosts_passes_as_it_is() {
+        let head = request("POST", "10.0.0.1:2379,10.0.0.2:2379/a", &[], false).unwrap();
+        assert_eq!(head.header("host").unwrap(), "10.0.0.1:2379,10.0.0.2:2379");
+        assert_eq!(&sent(&head).authority.unwrap()[..], b"10.0.0.1:2379,10.0.0.2:2379");
+    }
+
+    #[test]
+    fn cookies_in_fields_of_their_own_are_one_for_servers_of_http_1() {
+        let crumbs = [("cookie", "a=1"), ("x", "y"), ("cookie", "b=2"), ("cookie", "c=3")];
+        let head = request("GET", "a/", &crumbs, true).unwrap();
+        let lines: Vec<_> = head.headers.iter().map(|(name, value)| (&name[..], &value[..])).collect();
+        assert_eq!(lines, [(&b"host"[..], &b"a"[..]), (b"cookie", b"a=1; b=2; c=3"), (b"x", b"y")]);
     }
 
     #[test]
     fn heads_beyond_the_limits_are_too_long() {
         let long = "x".repeat(MAX_HEAD);
-        assert!(request_head(&parts("GET", "http://a/", &[("x", &long[..MAX_HEAD - 100])]), true).is_ok());
-        let too_long = request_head(&parts("GET", "http://a/", &[("x", &long)]), true);
-        assert_eq!(too_long, Err(Failure::ClientHeadTooLong));
-        let too_many = request_head(&parts("GET", "http://a/", &[("x", "y"); MAX_HEADERS + 1]), true);
+        assert!(request("GET", "a/", &[("x", &long[..MAX_HEAD - 100])], true).is_ok());
+        assert_eq!(request("GET", "a/", &[("x", &long)], true), Err(Failure::ClientHeadTooLong));
+        let too_many = request("GET", "a/", &[("x", "y"); MAX_HEADERS + 1], true);
         assert_eq!(too_many, Err(Failure::ClientHeadTooLong));
     }
 
     #[test]
     fn an_upgrade_never_reaches_http_2() {
-        let text =
-            &b"GET http://a:80/x HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\n"[..];
-        let head = crate::http1::head::parse_request(&mut text.into()).unwrap().unwrap();
-        let request = to_request(&head).unwrap();
-        assert!(request.headers().is_empty());
-        assert_eq!(request.uri().to_string(), "http://a/x");
+        let text = b"GET http://a:80/x HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\n";
+        let block = sent(&of_http1(text));
+        assert!(block.headers.is_empty());
+        assert_eq!((&block.authority.unwrap()[..], &block.path.unwrap()[..]), (&b"a"[..], &b"/x"[..]));
     }
 
-    #[tokio::test]
-    async fn interim_responses_pass_in_their_order() {
-        let (near, far) = tokio::io::duplex(64 * 1024);
-        let serving = tokio::spawn(async move {
-            let mut connection = crate::http2::server().handshake::<_, Bytes>(far).await.unwrap();
-            let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
-            for status in [100, 103, 101] {
-                let mut head = Head::answer(status, "", 0);
-                head.framing = Framing::None;
-                interim(&mut respond, &head).unwrap();
-            }
-            respond.send_response(to_response(&Head::answer(200, "OK", 0)).unwrap(), true).unwrap();
-            connection.accept().await.is_none()
-        });
-        let (send, connection) = crate::http2::client().handshake::<_, Bytes>(near).await.unwrap();
-        let driving = tokio::spawn(connection);
-        let request = Request::builder().uri("http://a/").body(()).unwrap();
-        let (mut response, _body) = send.ready().await.unwrap().send_request(request, true).unwrap();
-        let mut seen = Vec::new();
-        loop {
-            match answer(&mut response).await.unwrap() {
-                Answered::Interim(head) => {
-                    assert_eq!(head.header("content-type").unwrap(), "text/plain");
-                    seen.push(head.status());
-                }
-                Answered::Final(parts, _) => {
-                    seen.push(parts.status.as_u16());
-                    break;
-                }
-            }
-        }
-        assert_eq!(seen, [100, 103, 200]);
-        driving.abort();
-        serving.await.unwrap();
+    #[test]
+    fn what_http_2_cannot_carry_is_left_out_of_a_head() {
+        let mut head = Head::answer(200, "OK", 0);
+        head.headers.clear();
+        head.push("x-ok", Bytes::from_static(b"y"));
+        head.push("x bad", Bytes::from_static(b"y"));
+        head.push("x-null", Bytes::from_static(b"a\0b"));
+        let (mut bytes, mut block) = (BytesMut::new(), Block::default());
+        encode_response(&mut bytes, &head);
+        crate::http2::hpack::Decoder::default().decode(&bytes, |field| block.take(field)).unwrap();
+        let names: Vec<_> = block.headers.iter().map(|(name, _)| &name[..]).collect();
+        assert_eq!((names, block.status), (vec![&b"x-ok"[..], b"content-length"], Some(200)));
     }
 }

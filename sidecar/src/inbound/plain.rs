@@ -4,9 +4,9 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep};
 use tulle_mesh::counted_event::RefusedRequest;
 
 use super::first::Plain;
@@ -18,14 +18,14 @@ use crate::config::Protocol;
 use crate::error::Failure;
 use crate::http1::conn::{close, split};
 use crate::http1::{Head, Reader};
-use crate::http2::{self, WithoutEmptyData};
-use crate::io::{Prefixed, unless_reset};
+use crate::http2::{self, Incoming, RecvStream, SendStream};
+use crate::io::unless_reset;
 use crate::listen::reset_on_close;
 use crate::task::{boxed, spawn_boxed};
 
 /// A connection that carries no request for this long is closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(600);
-/// The rest of an HTTP/2 handshake, after the preface.
+/// The rest of an HTTP/2 handshake: the preface, and the SETTINGS behind it.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Serves a plain connection.
@@ -140,16 +140,16 @@ async fn next_head(reader: &mut Reader, mut idle: Pin<&mut Sleep>) -> Result<Opt
 }
 
 async fn http2(peer: Rc<Peer>, stream: TcpStream, read: BytesMut) -> Result<(), Failure> {
-    let handshake =
-        http2::server().handshake::<_, Bytes>(WithoutEmptyData::of_client(Prefixed::new(stream, read)));
-    let handshake = timeout(HANDSHAKE, handshake).await.map_err(|_| Failure::Timeout("the handshake"))?;
-    let mut connection = handshake.map_err(|_| Failure::ClientBadRequest("no HTTP/2 handshake"))?;
-    let mut idle = pin!(sleep(KEEP_ALIVE));
+    let mut connection = http2::Server::new(stream, read);
+    let mut idle = pin!(sleep(HANDSHAKE));
     loop {
         let accepted = tokio::select! {
             biased;
             accepted = connection.accept() => accepted,
             () = idle.as_mut() => {
+                if !connection.is_settled() {
+                    return Err(Failure::Timeout("the handshake"));
+                }
                 // Every request that runs holds its peer.
                 if Rc::strong_count(&peer) == HELD_BY_CONNECTION {
                     return Ok(());
@@ -159,10 +159,10 @@ async fn http2(peer: Rc<Peer>, stream: TcpStream, read: BytesMut) -> Result<(), 
             }
         };
         let Some(accepted) = accepted else { return Ok(()) };
-        let Ok((request, respond)) = accepted else { return Err(Failure::ClientGone) };
+        let Ok((request, respond, body)) = accepted else { return Err(Failure::ClientGone) };
         idle.as_mut().reset(Instant::now() + KEEP_ALIVE);
         let peer = Rc::clone(&peer);
-        spawn_boxed(|| stream_of(peer, request, respond));
+        spawn_boxed(|| stream_of(peer, request, respond, body));
     }
 }
 
@@ -171,11 +171,11 @@ const HELD_BY_CONNECTION: usize = 2;
 
 async fn stream_of(
     peer: Rc<Peer>,
-    request: http::Request<h2::RecvStream>,
-    mut respond: h2::server::SendResponse<Bytes>,
+    mut request: Incoming,
+    mut respond: SendStream,
+    mut body: RecvStream,
 ) {
-    let (parts, mut body) = request.into_parts();
-    match http2::request_head(&parts, body.is_end_stream()) {
+    match http2::request_head(&mut request.block, request.end) {
         Ok(head) => {
             let mut call = Call::http2(head, &mut body, &mut respond);
             call.deadline = deadline_of(&call, None);
@@ -184,7 +184,8 @@ async fn stream_of(
         }
         Err(failure) => {
             peer.worker.telemetry.event(RefusedRequest(failure.reason()));
-            Answer::Http2(&mut respond, None).fail_with(&failure, &parts.headers).await;
+            let content = request.block.content_type();
+            Answer::Http2(&mut respond).fail_with(&failure, content).await;
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::net::TcpStream;
 use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, sleep_until};
@@ -28,8 +28,7 @@ use crate::config::{Destination, TrialShare};
 use crate::error::Failure;
 use crate::http1::conn::{close, split};
 use crate::http1::{Head, Start};
-use crate::http2::{self, WithoutEmptyData};
-use crate::io::Prefixed;
+use crate::http2::{self, Incoming, RecvStream, SendStream};
 use crate::route::{
     CopyTo, Forward, Found, Plan, Port, ResponseEdits, RouteTarget, hash_of_request, spoken_to,
 };
@@ -84,9 +83,7 @@ pub(super) async fn serve_http2(
     stream: TcpStream,
     read: BytesMut,
 ) -> Result<(), Failure> {
-    let stream = WithoutEmptyData::of_client(Prefixed::new(stream, read));
-    let handshake = http2::server().handshake::<_, Bytes>(stream).await;
-    let mut connection = handshake.map_err(|_| Failure::ClientBadRequest("no HTTP/2 handshake"))?;
+    let mut connection = http2::Server::new(stream, read);
     let client = Rc::new(Client {
         port: Rc::clone(port),
         kept: KeptPlan::default(),
@@ -100,26 +97,26 @@ pub(super) async fn serve_http2(
             biased;
             () = poll_fn(|cx| client.leave.poll(cx)), if !is_leaving => {
                 is_leaving = true;
-                connection.graceful_shutdown();
+                connection.leave();
                 continue;
             }
             accepted = connection.accept() => accepted,
         };
         let Some(accepted) = accepted else { return Ok(()) };
-        let Ok((request, respond)) = accepted else { return Err(Failure::ClientGone) };
+        let Ok((request, respond, body)) = accepted else { return Err(Failure::ClientGone) };
         let (worker, client) = (Rc::clone(worker), Rc::clone(&client));
-        spawn_boxed(|| serve_stream(worker, client, request, respond));
+        spawn_boxed(|| serve_stream(worker, client, request, respond, body));
     }
 }
 
 async fn serve_stream(
     worker: Rc<Worker>,
     client: Rc<Client>,
-    request: ::http::Request<h2::RecvStream>,
-    mut respond: h2::server::SendResponse<Bytes>,
+    mut request: Incoming,
+    mut respond: SendStream,
+    mut body: RecvStream,
 ) {
-    let (parts, mut body) = request.into_parts();
-    match http2::request_head(&parts, body.is_end_stream()) {
+    match http2::request_head(&mut request.block, request.end) {
         Ok(head) => {
             let call = Call::http2(head, &mut body, &mut respond);
             let served = serve(&worker, &client.port, &client.kept, call, None).await;
@@ -129,7 +126,8 @@ async fn serve_stream(
         }
         Err(failure) => {
             worker.telemetry.event(RefusedRequest(failure.reason()));
-            Box::pin(Answer::Http2(&mut respond, None).fail_with(&failure, &parts.headers)).await;
+            let content = request.block.content_type();
+            Box::pin(Answer::Http2(&mut respond).fail_with(&failure, content)).await;
         }
     }
 }

@@ -2,20 +2,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::future::poll_fn;
-use std::pin::pin;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::net::TcpStream;
-use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
 
-use super::{Gate, Server, connect, entry, handshake_limit, not_connected};
+use super::{Gate, Server, connect, entry, not_connected};
 use crate::error::Failure;
-use crate::http2::{self, WithoutEmptyData};
+use crate::http1::Head;
+use crate::http2;
 
 /// A connection that carries nothing for this long is closed.
 const IDLE: Duration = Duration::from_secs(60);
@@ -27,8 +23,6 @@ const SETTINGS: Duration = Duration::from_millis(250);
 /// Requests at once on a connection of a server that has not said how many it takes (RFC 9113 §6.5.2 recommends that it
 /// take no fewer).
 const BEFORE_SETTINGS: usize = 100;
-
-type SendRequest = h2::client::SendRequest<Bytes>;
 
 /// Connections to HTTP/2 servers.
 #[derive(Default)]
@@ -45,32 +39,22 @@ struct Connections {
 
 impl Connections {
     /// A place on a kept connection that takes requests.
-    async fn place(&self) -> Option<(SendRequest, Place)> {
-        loop {
-            let place = self.shared.borrow().iter().find_map(Shared::place)?;
-            match place.0.send.clone().ready().await {
-                Ok(send) => return Some((send, place)),
-                Err(_) => place.0.closed.set(true),
-            }
-        }
+    fn place(&self) -> Option<Place> {
+        self.shared.borrow().iter().find_map(Shared::place)
     }
 }
 
 struct Shared {
-    send: SendRequest,
+    client: http2::Client,
     active: Cell<usize>,
     used: Cell<Instant>,
-    closed: Cell<bool>,
 }
 
 impl Shared {
     /// A place, if there is one: a request beyond what the server takes would wait for another to end.
     fn place(self: &Rc<Self>) -> Option<Place> {
-        let most = match self.send.current_max_send_streams() {
-            http2::UNSETTLED => BEFORE_SETTINGS,
-            most => most.min(MAX_REQUESTS),
-        };
-        if self.closed.get() || self.active.get() >= most {
+        let most = self.client.max_streams().map_or(BEFORE_SETTINGS, |most| most.min(MAX_REQUESTS));
+        if !self.client.is_open() || self.active.get() >= most {
             return None;
         }
         self.active.set(self.active.get() + 1);
@@ -81,6 +65,18 @@ impl Shared {
 /// The place of a request on a connection that it shares.
 pub struct Place(Rc<Shared>);
 
+impl Place {
+    /// Sends the head of the request: see [`http2::Client::open`].
+    pub fn open(
+        &self,
+        head: &Head,
+        end: bool,
+        grpc_timeout: Option<&[u8]>,
+    ) -> Option<(http2::SendStream, http2::RecvStream)> {
+        self.0.client.open(head, end, grpc_timeout)
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.active.set(self.0.active.get().saturating_sub(1));
@@ -89,7 +85,7 @@ impl Drop for Place {
 }
 
 impl Http2Pool {
-    /// A connection that takes a request, the request's place on it, and whether it is a kept one. `limit`: how
+    /// A place on a connection that takes a request, and whether that is a kept one. `limit`: how
     /// long connecting may take. It `waits` as long as another one opens the connection, whose failure is then not one
     /// more.
     ///
@@ -100,26 +96,26 @@ impl Http2Pool {
         server: Server,
         limit: Duration,
         waits: &Cell<bool>,
-    ) -> Result<(SendRequest, Place, bool), Failure> {
+    ) -> Result<(Place, bool), Failure> {
         let known = entry(&self.servers, server, |known| known.shared.borrow().is_empty());
-        if let Some((send, place)) = known.place().await {
-            return Ok((send, place, true));
+        if let Some(place) = known.place() {
+            return Ok((place, true));
         }
         let turn = known.gate.enter(server.address, limit, waits).await?;
-        if let Some((send, place)) = known.place().await {
+        if let Some(place) = known.place() {
             waits.set(false);
-            return Ok((send, place, true));
+            return Ok((place, true));
         }
         if let Some(failure) = turn.shared_failure() {
             return Err(failure);
         }
         waits.set(false);
-        let (send, shared) = open(server, turn.left()).await.map_err(|failure| turn.failed(failure))?;
+        let shared = open(server, turn.left()).await.map_err(|failure| turn.failed(failure))?;
         let place = shared
             .place()
             .ok_or_else(|| not_connected(server.address, "HTTP/2", &"the server takes no request"))?;
         known.shared.borrow_mut().push(shared);
-        Ok((send, place, false))
+        Ok((place, false))
     }
 
     /// Closes what has been idle for too long.
@@ -127,61 +123,27 @@ impl Http2Pool {
         self.servers.borrow_mut().retain(|_, known| {
             known.shared.borrow_mut().retain(|shared| {
                 let idle = shared.active.get() == 0 && shared.used.get().elapsed() > IDLE;
-                !idle && !shared.closed.get()
+                !idle && shared.client.is_open()
             });
             !known.shared.borrow().is_empty() || Rc::strong_count(known) > 1
         });
     }
 }
 
-async fn open(server: Server, limit: Duration) -> Result<(SendRequest, Rc<Shared>), Failure> {
-    let failed = |error: &dyn std::fmt::Display| not_connected(server.address, "HTTP/2", error);
+async fn open(server: Server, limit: Duration) -> Result<Rc<Shared>, Failure> {
     let stream = connect(server, limit).await?;
-    let stream = WithoutEmptyData::of_server(stream);
-    let handshake = timeout(handshake_limit(limit), http2::client().handshake(stream)).await;
-    let (send, connection) = handshake.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
-    let shared = Rc::new(Shared {
-        send: send.clone(),
-        active: Cell::new(0),
-        used: Cell::new(Instant::now()),
-        closed: Cell::new(false),
-    });
-    let settled = Rc::new(Notify::new());
-    spawn_local(drive(connection, Rc::downgrade(&shared), Rc::clone(&settled)));
+    let (client, driving) = http2::client(stream);
+    spawn_local(driving);
     // One that says nothing gets its request all the same.
-    let _ = timeout(SETTINGS.min(limit), settled.notified()).await;
-    let send = send.ready().await.map_err(|error| failed(&error))?;
-    Ok((send, shared))
-}
-
-/// Drives a connection to its end, and says when the server's SETTINGS have come, or when they cannot come any more.
-async fn drive(
-    connection: h2::client::Connection<WithoutEmptyData<TcpStream>, Bytes>,
-    shared: Weak<Shared>,
-    settled: Rc<Notify>,
-) {
-    let (mut connection, mut waited_for) = (pin!(connection), Some(settled));
-    poll_fn(|cx| {
-        let ended = connection.as_mut().poll(cx).map(drop);
-        let is_settled = |shared: Rc<Shared>| shared.send.current_max_send_streams() != http2::UNSETTLED;
-        if waited_for.is_some()
-            && (ended.is_ready() || shared.upgrade().is_some_and(is_settled))
-            && let Some(settled) = waited_for.take()
-        {
-            settled.notify_one();
-        }
-        ended
-    })
-    .await;
-    if let Some(shared) = shared.upgrade() {
-        shared.closed.set(true);
-    }
+    let _ = timeout(SETTINGS.min(limit), client.settled()).await;
+    Ok(Rc::new(Shared { client, active: Cell::new(0), used: Cell::new(Instant::now()) }))
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
 
+    use bytes::Bytes;
     use super::super::IMPATIENT;
     use super::*;
     use tokio::net::TcpListener;
@@ -210,14 +172,14 @@ mod tests {
             let (address, pool) = (server().await, Http2Pool::default());
             let waits = Cell::new(false);
             let ready = || pool.ready(address.into(), IMPATIENT, &waits);
-            let (_, first, kept) = ready().await.unwrap();
+            let (first, kept) = ready().await.unwrap();
             assert!(!kept);
-            let (_, second, kept) = ready().await.unwrap();
+            let (second, kept) = ready().await.unwrap();
             assert!(kept, "there is another place");
-            let (_, third, kept) = ready().await.unwrap();
+            let (third, kept) = ready().await.unwrap();
             assert!(!kept, "it would wait for one of the others to end");
             drop((first, second, third));
-            let (_, _, kept) = ready().await.unwrap();
+            let (_, kept) = ready().await.unwrap();
             assert!(kept);
         };
         LocalSet::new().run_until(test).await;

@@ -12,7 +12,7 @@ use tokio_util::io::poll_read_buf;
 use tulle_mesh::wire::frame::{Frame, FrameError, HEADER, Header, Kind};
 
 use super::connection::{Connection, MAX_WAITING, PeerError, Role};
-use super::output::Output;
+use crate::output::Output;
 
 /// A ping goes out when nothing has arrived for this long on a connection without streams; as long again
 /// without anything ends the connection.

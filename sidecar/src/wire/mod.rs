@@ -8,7 +8,6 @@ mod connection;
 mod driver;
 mod output;
 mod stream;
-mod turns;
 
 pub use connection::{Connection, Role, TLS_BUFFER};
 pub use driver::drive;

@@ -5,7 +5,7 @@ use std::task::Waker;
 
 /// A queue of streams. Each is in it at most once.
 #[derive(Default)]
-pub(super) struct Turns {
+pub(crate) struct Turns {
     waiting: VecDeque<Turn>,
 }
 
@@ -18,7 +18,7 @@ struct Turn {
 
 impl Turns {
     /// Joins the end, or stays where it is; it waits to be called, again if need be.
-    pub(super) fn join(&mut self, stream: u32, waker: &Waker) {
+    pub(crate) fn join(&mut self, stream: u32, waker: &Waker) {
         match self.waiting.iter_mut().find(|turn| turn.stream == stream) {
             Some(turn) => {
                 turn.waker.clone_from(waker);
@@ -29,7 +29,7 @@ impl Turns {
     }
 
     /// Leaves; whether it was here.
-    pub(super) fn leave(&mut self, stream: u32) -> bool {
+    pub(crate) fn leave(&mut self, stream: u32) -> bool {
         let had = self.waiting.len();
         if had > 0 {
             self.waiting.retain(|turn| turn.stream != stream);
@@ -39,12 +39,12 @@ impl Turns {
 
     /// Whether nobody has to go on before this stream. One that was called keeps its right, and does not hold
     /// up those behind it: its task may be busy with something else.
-    pub(super) fn is_turn_of(&self, stream: u32) -> bool {
+    pub(crate) fn is_turn_of(&self, stream: u32) -> bool {
         self.waiting.iter().find(|turn| turn.stream == stream || !turn.called).is_none_or(|turn| turn.called)
     }
 
     /// Calls the first `count` that have not been called.
-    pub(super) fn call(&mut self, count: usize) {
+    pub(crate) fn call(&mut self, count: usize) {
         for turn in self.waiting.iter_mut().filter(|turn| !turn.called).take(count) {
             turn.called = true;
             turn.waker.wake_by_ref();
@@ -52,7 +52,7 @@ impl Turns {
     }
 
     /// Lets everybody go on.
-    pub(super) fn call_all(&mut self) {
+    pub(crate) fn call_all(&mut self) {
         self.waiting.drain(..).for_each(|turn| turn.waker.wake());
     }
 }
