@@ -25,8 +25,8 @@ pub(super) const NO_READING: usize = 2 * OUTPUT;
 pub(super) const TURN: usize = 4 * MAX_PAYLOAD;
 /// The window of a connection before its peer says otherwise (RFC 9113 §6.9.2).
 const DEFAULT_WINDOW: u32 = 65_535;
-/// Streams that were reset here, and of which frames may still be under way.
-const RESETS_KEPT: usize = 200;
+/// Streams that were reset here, and of which frames may still be under way: as many as may be open.
+const RESETS_KEPT: usize = MAX_STREAMS as usize;
 /// Frames of no effect that a peer may send in a second (CVE-2019-9512, -9515): far above what an honest one needs.
 const CONTROL_FRAMES: u32 = 20_000;
 /// Streams that a client may give up before their answers, beyond those that it lets end (CVE-2023-44487): once all that
@@ -432,6 +432,10 @@ impl Shared {
             return Ok(());
         }
         if self.role == Role::Client || id <= self.last_accepted {
+            if self.is_known(id) && !self.were_reset.contains(&id) {
+                let code = ErrorCode::STREAM_CLOSED;
+                return Err(Broken { code, why: "a header block for a stream that has ended" });
+            }
             return self.too_late(id);
         }
         if id % 2 == 0 {

@@ -171,10 +171,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     }
 
     fn headers(&mut self, header: Header) -> Result<(), Broken> {
-        let payload = frame::without_padding(header, self.input.payload(header));
-        let before = if header.has(frame::HAS_PRIORITY) { PRIORITY_FIELDS } else { 0 };
-        let block = payload.and_then(|payload| payload.get(before..));
-        let block = block.ok_or(Broken::protocol("a header block without its beginning"))?;
+        let missing = Broken::protocol("a header block without its beginning");
+        let mut block = frame::without_padding(header, self.input.payload(header)).ok_or(missing)?;
+        if header.has(frame::HAS_PRIORITY) {
+            check_dependency(header, block)?;
+            block = block.get(PRIORITY_FIELDS..).ok_or(missing)?;
+        }
         let end = header.has(frame::END_STREAM);
         if header.has(frame::END_HEADERS) {
             return block_frame(&mut self.decoder, &self.shared, header.stream, end, block);
@@ -250,9 +252,22 @@ fn block_frame(
     shared.borrow_mut().block_frame(stream, end, block)
 }
 
+/// Nobody reads priorities any more, but no stream may depend on itself (RFC 7540 §5.3.1).
+fn check_dependency(header: Header, fields: &[u8]) -> Result<(), Broken> {
+    if first_number(fields) == Some(header.stream) {
+        return Err(Broken::protocol("a stream that depends on itself"));
+    }
+    Ok(())
+}
+
+/// The 31 bits that a payload begins with.
+fn first_number(payload: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(*payload.first_chunk()?) & 0x7fff_ffff)
+}
+
 /// Frames that are neither DATA nor header blocks.
 fn control(shared: &mut Shared, header: Header, payload: &[u8]) -> Result<(), Broken> {
-    let number = |payload: &[u8]| Some(u32::from_be_bytes(*payload.first_chunk()?) & 0x7fff_ffff);
+    let number = || first_number(payload).unwrap_or(0);
     let is_ack = header.has(frame::ACK);
     match (header.kind, payload.len()) {
         (frame::RST_STREAM, 4) => {
@@ -263,17 +278,18 @@ fn control(shared: &mut Shared, header: Header, payload: &[u8]) -> Result<(), Br
         (frame::SETTINGS, length) if !is_ack && length % 6 == 0 => shared.settings(payload),
         (frame::PING, 8) => shared.ping(is_ack, payload),
         (frame::GOAWAY, 8..) => {
-            shared.goaway_frame(number(payload).unwrap_or(0));
+            shared.goaway_frame(number());
             Ok(())
         }
-        (frame::WINDOW_UPDATE, 4) => shared.window_update(header.stream, number(payload).unwrap_or(0)),
+        (frame::WINDOW_UPDATE, 4) => shared.window_update(header.stream, number()),
         (frame::PUSH_PROMISE, _) => Err(Broken::protocol("a push, which was not enabled")),
         (
             frame::RST_STREAM | frame::SETTINGS | frame::PING | frame::GOAWAY | frame::WINDOW_UPDATE,
             _,
         ) => Err(Broken::size("a frame of a wrong size")),
         (frame::PRIORITY, length) if length != 5 => Err(Broken::size("a frame of a wrong size")),
-        // PRIORITY, and kinds that are not known (RFC 9113 §4.1).
+        (frame::PRIORITY, _) => check_dependency(header, payload).and_then(|()| shared.control()),
+        // Kinds that are not known (RFC 9113 §4.1).
         _ => shared.control(),
     }
 }
