@@ -118,11 +118,7 @@ impl<'a> Call<'a> {
 
     /// A request of an HTTP/2 client.
     #[inline(always)]
-    pub fn http2(
-        head: Head,
-        body: &'a mut RecvStream,
-        respond: &'a mut SendStream,
-    ) -> Self {
+    pub fn http2(head: Head, body: &'a mut RecvStream, respond: &'a mut SendStream) -> Self {
         Self::new(head, Source::Http2(body), Answer::Http2(respond), Travels::Http2)
     }
 

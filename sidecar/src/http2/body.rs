@@ -53,10 +53,9 @@ pub fn break_off(stream: &mut SendStream, head: &Head, code: Option<u8>) {
     let code = code.map(|code| (code, ErrorCode(code.into())));
     if grpc::content_type(head).is_some() {
         let (status, message) = match code {
-            Some((byte, code)) => (
-                grpc::status_of_reset(byte),
-                format!("tulle: the server reset its stream ({code:?})"),
-            ),
+            Some((byte, code)) => {
+                (grpc::status_of_reset(byte), format!("tulle: the server reset its stream ({code:?})"))
+            }
             None => (14, "tulle: the server ended before its answer was complete".to_owned()),
         };
         let trailers = [

@@ -1,10 +1,11 @@
-//! The state of a connection that its streams and its driver share, and what frames of the peer do to it.
+//! The state of a connection that its streams and its driver share, and what is written to it.
+
+mod received;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::task::Waker;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
@@ -13,9 +14,13 @@ use super::block::Block;
 use super::frame::{self, ErrorCode, Header, MAX_PAYLOAD};
 use super::hpack::encode;
 use super::stream::{Failed, StreamState};
-use super::{CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, SHARED_STREAM_WINDOW, SHARED_STREAMS, STREAM_WINDOW};
+use super::{
+    CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, SHARED_STREAM_WINDOW, SHARED_STREAMS, STREAM_WINDOW,
+};
 use crate::output::Output;
 use crate::turns::Turns;
+
+pub(super) use received::Broken;
 
 /// Senders of DATA wait while more than this waits to be written.
 pub(super) const OUTPUT: usize = 128 * 1024;
@@ -27,40 +32,12 @@ pub(super) const TURN: usize = 4 * MAX_PAYLOAD;
 const DEFAULT_WINDOW: u32 = 65_535;
 /// Streams that were reset here, and of which frames may still be under way: as many as may be open.
 const RESETS_KEPT: usize = MAX_STREAMS as usize;
-/// Frames of no effect that a peer may send in a second (CVE-2019-9512, -9515): far above what an honest one needs.
-const CONTROL_FRAMES: u32 = 20_000;
-/// Streams that a client may give up before their answers, beyond those that it lets end (CVE-2023-44487): once all that
-/// it may have open, and this many a second.
-const RESETS_PER_SECOND: u32 = 200;
-/// Requests whose client has gone, or that were refused, may still be ending: beside those that are open.
-const MAX_LIVE: usize = 2 * MAX_STREAMS as usize;
 
 /// Which side opened the connection: clients open streams, servers accept them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Client,
     Server,
-}
-
-/// Why a connection is ended, for the peer (GOAWAY) and for us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Broken {
-    pub(super) code: ErrorCode,
-    pub(super) why: &'static str,
-}
-
-impl Broken {
-    pub(super) fn protocol(why: &'static str) -> Self {
-        Self { code: ErrorCode::PROTOCOL_ERROR, why }
-    }
-
-    pub(super) fn size(why: &'static str) -> Self {
-        Self { code: ErrorCode::FRAME_SIZE_ERROR, why }
-    }
-
-    fn calm(why: &'static str) -> Self {
-        Self { code: ErrorCode::ENHANCE_YOUR_CALM, why }
-    }
 }
 
 /// How far a server has come with telling its client to leave (RFC 9113 §6.8).
@@ -361,258 +338,5 @@ impl Shared {
         let state = Rc::new(RefCell::new(state));
         self.streams.insert(id, Rc::clone(&state));
         Some((id, state))
-    }
-
-    /// Whether the peer has ever opened this stream, or we have.
-    fn is_known(&self, id: u32) -> bool {
-        match (self.role, id % 2) {
-            (Role::Server, 1) => id <= self.last_accepted,
-            (Role::Client, 1) => id < self.next_stream,
-            // Servers open none, since nothing may be pushed.
-            _ => false,
-        }
-    }
-
-    /// A frame has come for a stream that is not there: too late for one that was reset here.
-    fn too_late(&mut self, id: u32) -> Result<(), Broken> {
-        if !self.is_known(id) {
-            return Err(Broken::protocol("a frame for a stream that was never opened"));
-        }
-        self.control()?;
-        if !self.were_reset.contains(&id) {
-            self.refuse(id, ErrorCode::STREAM_CLOSED);
-        }
-        Ok(())
-    }
-
-    /// DATA has come: its content without padding, and the length of its payload.
-    pub(super) fn data_frame(&mut self, header: Header, content: Bytes) -> Result<(), Broken> {
-        let taken = header.length as u32;
-        let Some(granted) = self.granted.checked_sub(taken) else {
-            return Err(Broken { code: ErrorCode::FLOW_CONTROL_ERROR, why: "more bytes than were granted" });
-        };
-        self.granted = granted;
-        let end = header.has(frame::END_STREAM);
-        if content.is_empty() && !end {
-            self.control()?;
-        }
-        let Some(state) = self.streams.get(&header.stream) else {
-            self.give_back(taken);
-            return self.too_late(header.stream);
-        };
-        let state = Rc::clone(state);
-        let mut state = state.borrow_mut();
-        // What nobody will read is given back at once: padding, and what comes for a reader that has gone.
-        let kept = state.keeps(&content);
-        let result = state.data(content, taken, end);
-        let is_ended = state.is_ended();
-        drop(state);
-        self.give_back(if result.is_ok() { taken - kept } else { taken });
-        match result {
-            Err(code) => self.fail(header.stream, code),
-            Ok(()) if is_ended => drop(self.forget(header.stream)),
-            Ok(()) => {}
-        }
-        Ok(())
-    }
-
-    /// A header block has come.
-    pub(super) fn block_frame(&mut self, id: u32, end: bool, block: Block) -> Result<(), Broken> {
-        if let Some(state) = self.streams.get(&id) {
-            let state = Rc::clone(state);
-            let mut state = state.borrow_mut();
-            let result = state.block(block, end);
-            let is_ended = state.is_ended();
-            drop(state);
-            match result {
-                Err(code) => self.fail(id, code),
-                Ok(()) if is_ended => drop(self.forget(id)),
-                Ok(()) => {}
-            }
-            return Ok(());
-        }
-        if self.role == Role::Client || id <= self.last_accepted {
-            if self.is_known(id) && !self.were_reset.contains(&id) {
-                let code = ErrorCode::STREAM_CLOSED;
-                return Err(Broken { code, why: "a header block for a stream that has ended" });
-            }
-            return self.too_late(id);
-        }
-        if id % 2 == 0 {
-            return Err(Broken::protocol("a client opened a stream with an even number"));
-        }
-        if self.leaving == Leaving::Heard {
-            // The client knows that nobody has looked at it.
-            return Ok(());
-        }
-        self.last_accepted = id;
-        if self.streams.len() >= MAX_STREAMS as usize || self.live >= MAX_LIVE {
-            self.refuse(id, ErrorCode::REFUSED_STREAM);
-            return self.premature_reset();
-        }
-        if !block.is_request() || (end && block.declared().is_some_and(|length| length > 0)) {
-            self.refuse(id, ErrorCode::PROTOCOL_ERROR);
-            return self.premature_reset();
-        }
-        let state = StreamState::of_request(STREAM_WINDOW, self.peer_window, &block, end);
-        let state = Rc::new(RefCell::new(state));
-        self.streams.insert(id, Rc::clone(&state));
-        self.accepted.push_back(Accepted { id, block, end, state });
-        Ok(())
-    }
-
-    /// RST_STREAM has come.
-    pub(super) fn reset_frame(&mut self, id: u32, code: ErrorCode) -> Result<(), Broken> {
-        if !self.is_known(id) {
-            return Err(Broken::protocol("a reset of a stream that was never opened"));
-        }
-        let Some(state) = self.streams.remove(&id) else { return self.control() };
-        let is_premature = {
-            let mut state = state.borrow_mut();
-            let is_premature = !state.send_ended;
-            state.send_ended = true;
-            state.fail(Failed::Reset(code));
-            is_premature
-        };
-        self.forget(id);
-        if self.role == Role::Server && is_premature { self.premature_reset() } else { Ok(()) }
-    }
-
-    /// SETTINGS have come.
-    pub(super) fn settings(&mut self, payload: &[u8]) -> Result<(), Broken> {
-        self.control()?;
-        let (entries, _) = payload.as_chunks::<6>();
-        for [n0, n1, v0, v1, v2, v3] in entries {
-            let value = u32::from_be_bytes([*v0, *v1, *v2, *v3]);
-            match u16::from_be_bytes([*n0, *n1]) {
-                frame::HEADER_TABLE_SIZE => self.table_size_is_due |= value < 4096,
-                frame::ENABLE_PUSH if value > 1 => return Err(Broken::protocol("a bad ENABLE_PUSH")),
-                frame::MAX_CONCURRENT_STREAMS => self.peer_streams = Some(value as usize),
-                frame::INITIAL_WINDOW_SIZE => self.initial_window(value)?,
-                frame::MAX_FRAME_SIZE if !(16_384..1 << 24).contains(&value) => {
-                    return Err(Broken::protocol("a bad MAX_FRAME_SIZE"));
-                }
-                _ => {}
-            }
-        }
-        self.is_settled = true;
-        if let Some(waker) = self.waits_for_settings.take() {
-            waker.wake();
-        }
-        self.append(|out| frame::put(out, frame::SETTINGS, frame::ACK, 0, &[]));
-        Ok(())
-    }
-
-    /// The peer takes another number of bytes of each stream; those that are open get the difference.
-    fn initial_window(&mut self, value: u32) -> Result<(), Broken> {
-        let error = Broken { code: ErrorCode::FLOW_CONTROL_ERROR, why: "a window that is too large" };
-        let value = i64::from(value);
-        if value > i64::from(i32::MAX) {
-            return Err(error);
-        }
-        let wider = value - std::mem::replace(&mut self.peer_window, value);
-        self.streams.values().try_for_each(|state| state.borrow_mut().widen(wider)).map_err(|_| error)
-    }
-
-    /// WINDOW_UPDATE has come.
-    pub(super) fn window_update(&mut self, id: u32, bytes: u32) -> Result<(), Broken> {
-        if id == 0 {
-            if bytes == 0 {
-                return Err(Broken::protocol("a window that grows by nothing"));
-            }
-            self.send_window += i64::from(bytes);
-            if self.send_window > i64::from(i32::MAX) {
-                let code = ErrorCode::FLOW_CONTROL_ERROR;
-                return Err(Broken { code, why: "a window that is too large" });
-            }
-            self.window_turns.call_all();
-            return Ok(());
-        }
-        let Some(state) = self.streams.get(&id) else {
-            // It may have ended meanwhile.
-            return if self.is_known(id) {
-                self.control()
-            } else {
-                Err(Broken::protocol("a window of a stream that was never opened"))
-            };
-        };
-        let widened = if bytes == 0 {
-            Err(ErrorCode::PROTOCOL_ERROR)
-        } else {
-            state.borrow_mut().widen(bytes.into())
-        };
-        if let Err(code) = widened {
-            self.fail(id, code);
-        }
-        Ok(())
-    }
-
-    /// PING has come.
-    pub(super) fn ping(&mut self, is_answer: bool, payload: &[u8]) -> Result<(), Broken> {
-        if !is_answer {
-            self.control()?;
-            self.append(|out| frame::put(out, frame::PING, frame::ACK, 0, payload));
-        } else if self.leaving == Leaving::Announced {
-            self.leaving = Leaving::Heard;
-            self.go_away(self.last_accepted, ErrorCode::NO_ERROR, "");
-        }
-        Ok(())
-    }
-
-    /// Tells the client to open no more streams.
-    pub(super) fn leave(&mut self) {
-        if self.leaving == Leaving::No {
-            self.leaving = Leaving::Announced;
-            self.go_away(i32::MAX as u32, ErrorCode::NO_ERROR, "");
-            self.append(|out| frame::put(out, frame::PING, 0, 0, b"leaving?"));
-        }
-    }
-
-    /// GOAWAY has come: a server takes no streams beyond the last one that it names.
-    pub(super) fn goaway_frame(&mut self, last: u32) {
-        if self.role == Role::Server {
-            return;
-        }
-        self.is_leaving = true;
-        let beyond: Vec<u32> = self.streams.keys().copied().filter(|id| *id > last).collect();
-        for id in beyond {
-            if let Some(state) = self.streams.remove(&id) {
-                let mut state = state.borrow_mut();
-                state.send_ended = true;
-                state.fail(Failed::Unprocessed);
-            }
-        }
-        self.wake_driver();
-    }
-
-    /// Counts a frame that has no effect but costs something.
-    ///
-    /// # Errors
-    /// They are too many.
-    pub(super) fn control(&mut self) -> Result<(), Broken> {
-        self.control_frames += 1;
-        if self.control_frames < CONTROL_FRAMES {
-            return Ok(());
-        }
-        self.control_frames = 0;
-        let took = std::mem::replace(&mut self.control_since, Instant::now()).elapsed();
-        if took < Duration::from_secs(1) {
-            return Err(Broken::calm("too many frames without effect"));
-        }
-        Ok(())
-    }
-
-    /// A client has given a request up, or has sent one that is refused.
-    fn premature_reset(&mut self) -> Result<(), Broken> {
-        if self.resets_left == 0 {
-            let since = std::mem::replace(&mut self.resets_since, Instant::now());
-            let seconds = since.elapsed().as_secs().min(u64::from(MAX_STREAMS)) as u32;
-            self.resets_left = (seconds * RESETS_PER_SECOND).min(MAX_STREAMS);
-        }
-        if self.resets_left == 0 {
-            return Err(Broken::calm("too many requests that are given up"));
-        }
-        self.resets_left -= 1;
-        Ok(())
     }
 }

@@ -191,7 +191,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         };
         let piece = self.input.payload(header);
         if block.len() + piece.len() > MAX_BLOCK || frames >= MAX_BLOCK_FRAMES {
-            return Err(Broken { code: ErrorCode::ENHANCE_YOUR_CALM, why: "a header block that is too long" });
+            return Err(Broken {
+                code: ErrorCode::ENHANCE_YOUR_CALM,
+                why: "a header block that is too long",
+            });
         }
         block.extend_from_slice(piece);
         if header.has(frame::END_HEADERS) {
@@ -283,10 +286,9 @@ fn control(shared: &mut Shared, header: Header, payload: &[u8]) -> Result<(), Br
         }
         (frame::WINDOW_UPDATE, 4) => shared.window_update(header.stream, number()),
         (frame::PUSH_PROMISE, _) => Err(Broken::protocol("a push, which was not enabled")),
-        (
-            frame::RST_STREAM | frame::SETTINGS | frame::PING | frame::GOAWAY | frame::WINDOW_UPDATE,
-            _,
-        ) => Err(Broken::size("a frame of a wrong size")),
+        (frame::RST_STREAM | frame::SETTINGS | frame::PING | frame::GOAWAY | frame::WINDOW_UPDATE, _) => {
+            Err(Broken::size("a frame of a wrong size"))
+        }
         (frame::PRIORITY, length) if length != 5 => Err(Broken::size("a frame of a wrong size")),
         (frame::PRIORITY, _) => check_dependency(header, payload).and_then(|()| shared.control()),
         // Kinds that are not known (RFC 9113 §4.1).

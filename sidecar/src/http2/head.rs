@@ -81,8 +81,12 @@ fn check_target(method: &[u8], target: &[u8], authority: Option<&[u8]>) -> Resul
 fn join_cookies(headers: &mut Vec<(Bytes, Bytes)>) {
     let is_cookie = |(name, _): &(Bytes, Bytes)| &name[..] == b"cookie";
     let Some(first) = headers.iter().position(is_cookie) else { return };
-    let more: Vec<Bytes> =
-        headers.iter().skip(first + 1).filter(|line| is_cookie(line)).map(|(_, value)| value.clone()).collect();
+    let more: Vec<Bytes> = headers
+        .iter()
+        .skip(first + 1)
+        .filter(|line| is_cookie(line))
+        .map(|(_, value)| value.clone())
+        .collect();
     if more.is_empty() {
         return;
     }
@@ -218,7 +222,9 @@ pub(super) fn encode_request(to: &mut BytesMut, head: &Head, grpc_timeout: Optio
             continue;
         }
         match grpc_timeout {
-            Some(timeout) if name.eq_ignore_ascii_case(grpc::TIMEOUT.as_bytes()) => encode_field(to, name, timeout),
+            Some(timeout) if name.eq_ignore_ascii_case(grpc::TIMEOUT.as_bytes()) => {
+                encode_field(to, name, timeout)
+            }
             _ => encode_field(to, name, value),
         }
     }
@@ -270,7 +276,12 @@ mod tests {
     use super::*;
 
     /// As a client sends it: `target` is `authority/path`, or the authority of CONNECT.
-    fn request(method: &str, target: &str, headers: &[(&'static str, &str)], end: bool) -> Result<Head, Failure> {
+    fn request(
+        method: &str,
+        target: &str,
+        headers: &[(&'static str, &str)],
+        end: bool,
+    ) -> Result<Head, Failure> {
         let text = |text: &str| Some(Bytes::copy_from_slice(text.as_bytes()));
         let (authority, path) = match target.find('/') {
             Some(at) => (text(&target[..at]), text(&target[at..])),
@@ -279,7 +290,9 @@ mod tests {
         };
         let headers = headers
             .iter()
-            .map(|(name, value)| (Bytes::from_static(name.as_bytes()), Bytes::copy_from_slice(value.as_bytes())))
+            .map(|(name, value)| {
+                (Bytes::from_static(name.as_bytes()), Bytes::copy_from_slice(value.as_bytes()))
+            })
             .collect();
         request_head(&mut Block { method: text(method), authority, path, headers, ..Block::default() }, end)
     }
@@ -310,7 +323,10 @@ mod tests {
         head.write(&mut text, false);
         assert_eq!(&text[..], b"CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\n\r\n");
         let block = sent(&of_http1(&text));
-        assert_eq!((&block.method.unwrap()[..], &block.authority.unwrap()[..]), (&b"CONNECT"[..], &b"a:443"[..]));
+        assert_eq!(
+            (&block.method.unwrap()[..], &block.authority.unwrap()[..]),
+            (&b"CONNECT"[..], &b"a:443"[..])
+        );
         assert!(block.path.is_none() && block.scheme.is_none());
 
         let tunnel = response_head(b"CONNECT", answer(200, "5"), false).unwrap();
@@ -336,7 +352,9 @@ mod tests {
         let mut text = BytesMut::new();
         asked.unwrap().write(&mut text, false);
         let block = sent(&of_http1(&text));
-        assert!(block.headers.contains(&(Bytes::from_static(b"expect"), Bytes::from_static(b"100-continue"))));
+        assert!(
+            block.headers.contains(&(Bytes::from_static(b"expect"), Bytes::from_static(b"100-continue")))
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   input → frame → hpack → block    what arrives: frames, and the fields of header blocks
-//!   connection                       what frames do to a connection and its streams: windows, limits, resets
+//!   connection                       its state, what is written to it, and what frames do to it (received)
 //!   driver                           the one task that reads and writes a connection; servers and clients
 //!   stream                           the two halves of a stream
 //!   head, body                       fields to heads and back; a body counted against its declared length

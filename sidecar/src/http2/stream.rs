@@ -184,7 +184,8 @@ impl StreamState {
             Event::Head(block, _) => Some(block.size()),
             _ => None,
         });
-        let (count, bytes) = waiting.fold((0, block.size()), |(count, bytes), size| (count + 1, bytes + size));
+        let (count, bytes) =
+            waiting.fold((0, block.size()), |(count, bytes), size| (count + 1, bytes + size));
         if count >= MAX_BLOCKS || bytes > MAX_BLOCK_BYTES {
             return Err(ErrorCode::ENHANCE_YOUR_CALM);
         }

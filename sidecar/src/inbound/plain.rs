@@ -169,12 +169,7 @@ async fn http2(peer: Rc<Peer>, stream: TcpStream, read: BytesMut) -> Result<(), 
 /// How often a peer is held without any request: by the connection's task, and by what serves it.
 const HELD_BY_CONNECTION: usize = 2;
 
-async fn stream_of(
-    peer: Rc<Peer>,
-    mut request: Incoming,
-    mut respond: SendStream,
-    mut body: RecvStream,
-) {
+async fn stream_of(peer: Rc<Peer>, mut request: Incoming, mut respond: SendStream, mut body: RecvStream) {
     match http2::request_head(&mut request.block, request.end) {
         Ok(head) => {
             let mut call = Call::http2(head, &mut body, &mut respond);

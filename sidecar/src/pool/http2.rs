@@ -143,9 +143,9 @@ async fn open(server: Server, limit: Duration) -> Result<Rc<Shared>, Failure> {
 mod tests {
     use std::net::SocketAddr;
 
-    use bytes::Bytes;
     use super::super::IMPATIENT;
     use super::*;
+    use bytes::Bytes;
     use tokio::net::TcpListener;
     use tokio::task::LocalSet;
 

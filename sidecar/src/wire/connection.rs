@@ -9,8 +9,8 @@ use bytes::Bytes;
 use tulle_mesh::wire::frame::{self, Code, Frame, Kind};
 use tulle_mesh::wire::{CONNECTION_CREDIT, CONNECTION_GROWTH, MAX_HEAD, MAX_PAYLOAD, MAX_STREAMS};
 
-use crate::output::Output;
 use super::stream::{Event, Receiver, Sender, StreamError, StreamState, reset};
+use crate::output::Output;
 use crate::turns::Turns;
 
 /// Senders of DATA wait while more than this waits to be written, here or in TLS.

@@ -261,7 +261,8 @@ mod tests {
     fn requests_that_share_a_table_are_read() {
         let mut decoder = Decoder::default();
         let first = b"\x82\x86\x84\x41\x8c\xf1\xe3\xc2\xe5\xf2\x3a\x6b\xa0\xab\x90\xf4\xff";
-        let base = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "www.example.com")];
+        let base =
+            [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "www.example.com")];
         assert_eq!(fields(&mut decoder, first).unwrap(), pairs(&base));
         let second = b"\x82\x86\x84\xbe\x58\x86\xa8\xeb\x10\x64\x9c\xbf";
         let with = [&base[..], &[("cache-control", "no-cache")]].concat();
@@ -295,14 +296,14 @@ mod tests {
     #[test]
     fn what_no_encoder_writes_is_refused() {
         for block in [
-            &b"\x80"[..],                      // index 0
-            b"\xff\xff\xff\xff\xff\x0f",       // an endless number
-            b"\xff",                           // a number that breaks off
-            b"\x00\x05ab",                     // a name that breaks off
-            b"\x82\x20",                       // the size of the table behind a field
-            b"\x3f\xe2\x1f",                   // a table of 4097
-            b"\xbe",                           // an entry that is not there
-            b"\x00\x81\x00\x00",               // a string that is not in the code
+            &b"\x80"[..],                // index 0
+            b"\xff\xff\xff\xff\xff\x0f", // an endless number
+            b"\xff",                     // a number that breaks off
+            b"\x00\x05ab",               // a name that breaks off
+            b"\x82\x20",                 // the size of the table behind a field
+            b"\x3f\xe2\x1f",             // a table of 4097
+            b"\xbe",                     // an entry that is not there
+            b"\x00\x81\x00\x00",         // a string that is not in the code
         ] {
             assert_eq!(fields(&mut Decoder::default(), block), Err(Undecodable), "{}", block.escape_ascii());
         }

@@ -114,7 +114,9 @@ mod tests {
     fn read(block: &[u8]) -> Vec<(String, String)> {
         let mut fields = Vec::new();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Decoder::default().decode(block, |field| fields.push((text(&field.name), text(&field.value)))).unwrap();
+        Decoder::default()
+            .decode(block, |field| fields.push((text(&field.name), text(&field.value))))
+            .unwrap();
         fields
     }
 

@@ -48,7 +48,8 @@ static CODE: LazyLock<Code> = LazyLock::new(|| {
     for bits in 1..=LONGEST {
         next <<= 1;
         let (first, at) = (next, code.symbols.len());
-        for symbol in (0..=u8::MAX).filter(|symbol| u32::from(LENGTHS[usize::from(*symbol)]) == bits) {
+        let of_this_length = (0..=u8::MAX).zip(LENGTHS).filter(|(_, length)| u32::from(*length) == bits);
+        for (symbol, _) in of_this_length {
             code.symbols.push(symbol);
             if bits <= SHORT {
                 let from = (next << (SHORT - bits)) as usize;
