@@ -16,7 +16,7 @@ use crate::host;
 use crate::progress::{say, task};
 
 /// The targets, each a program in `fuzz/targets/`.
-const TARGETS: [&str; 5] = ["http1", "detection", "wire", "paths", "routes"];
+const TARGETS: [&str; 6] = ["http1", "http2", "detection", "wire", "paths", "routes"];
 
 /// Edge coverage and compared values, for libFuzzer to be guided by. They replace the flags of `.cargo/config.toml`.
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

@@ -1,5 +1,5 @@
-//! Serves HTTP/2 by itself, for suites that test a server: `cargo run --example http2 -- 127.0.0.1:8080`. Every request is
-//! read to its end, and answered with 64 KiB.
+//! Serves HTTP/2 by itself, for suites that test a server: `cargo run --example http2 -- 127.0.0.1:8080`. Prints the address.
+//! Every request is read to its end, and answered with 64 KiB.
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpListener;
@@ -12,6 +12,7 @@ fn main() -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
         let listener = TcpListener::bind(address).await?;
+        println!("{}", listener.local_addr()?);
         loop {
             let (stream, _) = listener.accept().await?;
             spawn_local(async move {

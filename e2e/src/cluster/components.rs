@@ -1,5 +1,5 @@
 //! Compiles upstream programs from their Go modules, once: the component binary, helm, the conformance suite of the
-//! Gateway API and the application that it tests with, a collector of traces, grpcurl, and kstatus.
+//! Gateway API and the application that it tests with, a collector of traces, grpcurl, h2spec, and kstatus.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -147,6 +147,19 @@ pub fn grpcurl() -> Result<PathBuf> {
         test: false,
         ldflags: "-s -w",
         step: "compiling grpcurl from its Go module (once)",
+    })
+}
+
+/// Path of h2spec, a suite for servers of HTTP/2, which is built unless it is in the cache.
+pub fn h2spec() -> Result<PathBuf> {
+    go_build(&GoProgram {
+        name: "h2spec",
+        module: "e2e/h2spec",
+        files: &["go.mod", "go.sum"],
+        package: "github.com/summerwind/h2spec/cmd/h2spec",
+        test: false,
+        ldflags: "-s -w",
+        step: "compiling h2spec from its Go module (once)",
     })
 }
 

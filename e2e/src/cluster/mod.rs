@@ -18,7 +18,7 @@ mod node;
 mod pki;
 
 pub use components::{
-    binary, check, collector, conformance, echo, gateway_api, grpcurl, helm, kstatus, prepare,
+    binary, check, collector, conformance, echo, gateway_api, grpcurl, h2spec, helm, kstatus, prepare,
 };
 pub use lifecycle::Cluster;
 

@@ -1,13 +1,14 @@
 //! Formatting, lints, unit and property tests: no cluster, no root.
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 
 use super::Tally;
 use crate::build::{cargo, tool};
 use crate::progress::say;
-use crate::{book, host};
+use crate::{book, cluster, host};
 
 /// The release of cargo-deny.
 const CARGO_DENY: &str = "0.20.2";
@@ -36,6 +37,13 @@ pub(super) fn run() -> Tally {
     record(&mut tally, sentence, dependencies().map(|advisories| format!(" ({advisories})")));
     let sentence = "the documentation can be built as a book, and every link in it leads somewhere";
     record(&mut tally, sentence, book::build().map(|_| String::new()));
+    let sentence = "h2spec finds nothing in how a sidecar serves HTTP/2";
+    if host::is_installed("go") {
+        record(&mut tally, sentence, h2spec().map(|tests| format!(" ({tests})")));
+    } else {
+        tally.skipped += 1;
+        say(&format!("skipped workspace: {sentence}: there is no Go to compile it"));
+    }
     let sentence = "unit and property tests";
     let tests = cargo(sentence, &["test", "--locked", "--workspace", "--no-fail-fast"]);
     let text = match &tests {
@@ -86,6 +94,42 @@ fn dependencies() -> Result<&'static str> {
             Ok("advisories not checked: their database could not be fetched")
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Runs h2spec, with all that it calls strict, against the example `http2` of the sidecar. Returns how it counts its tests.
+fn h2spec() -> Result<String> {
+    let suite = cluster::h2spec()?;
+    let target = host::workspace().join("target");
+    let folder = target.display().to_string();
+    cargo(
+        "the server for h2spec",
+        &["build", "--locked", "--package", "tulle-sidecar", "--example", "http2", "--target-dir", &folder],
+    )?;
+    // Below the folder of a target, as `.cargo/config.toml` chooses one.
+    let triple = target.join(format!("{}-unknown-linux-gnu", std::env::consts::ARCH));
+    let places = [triple, target].map(|folder| folder.join("debug/examples/http2"));
+    let program = places.iter().find(|program| program.is_file()).context("cargo built no example http2")?;
+    let server = Command::new(program).arg("127.0.0.1:0").stdout(Stdio::piped()).spawn();
+    let mut server = Ended(server.context("the example http2 cannot be started")?);
+    let mut address = String::new();
+    let printed = server.0.stdout.take().context("the example http2 has no output")?;
+    BufReader::new(printed).read_line(&mut address)?;
+    let port = address.trim().rsplit(':').next().unwrap_or_default();
+    let mut run = Command::new(suite);
+    let text = host::output(run.args(["--strict", "--host", "127.0.0.1", "--port", port, "--timeout", "5"]))?;
+    let counts = text.lines().find(|line| line.contains(" tests, ")).unwrap_or_default();
+    ensure!(counts.ends_with("0 skipped, 0 failed"), "{text}");
+    Ok(counts.to_owned())
+}
+
+/// A program that ends with its test.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
