@@ -72,6 +72,14 @@ impl<T> Arrived<T> {
         self.queue.pop_front()
     }
 
+    /// What is first, unless it is of a body.
+    pub(crate) fn front(&self) -> Option<&T> {
+        match self.queue.front()? {
+            Arrival::Other(other) => Some(other),
+            Arrival::Data(_) => None,
+        }
+    }
+
     /// How many bytes of a body wait; they are dropped with all else.
     pub(crate) fn clear(&mut self) -> usize {
         self.settle();

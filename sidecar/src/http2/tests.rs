@@ -317,9 +317,11 @@ fn a_client_that_is_told_to_leave_is_answered_and_then_let_go() {
         // One that was on its way is still taken; the next one is not.
         peer.send(frame::HEADERS, frame::END_HEADERS | frame::END_STREAM, 3, GET).await;
         peer.send(frame::PING, frame::ACK, 0, &payload).await;
-        peer.send(frame::HEADERS, frame::END_HEADERS | frame::END_STREAM, 5, GET).await;
+        peer.send(frame::HEADERS, frame::END_HEADERS, 5, POST).await;
+        peer.send(frame::DATA, frame::END_STREAM, 5, b"late").await;
         let (header, payload) = peer.frame().await.unwrap();
         assert_eq!((header.kind, &payload[..]), (frame::GOAWAY, &b"\0\0\0\x03\0\0\0\0"[..]));
+        assert_eq!(ErrorCode(peer.reset_with(5).await), ErrorCode::STREAM_CLOSED);
         told.notify_one();
         for stream in [1, 3] {
             assert_eq!(peer.kind().await, (frame::HEADERS, frame::END_HEADERS | frame::END_STREAM, stream));

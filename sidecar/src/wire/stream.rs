@@ -1,7 +1,6 @@
 //! One stream: what its two halves can do.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -11,11 +10,7 @@ use tulle_mesh::wire::frame::{self, Code, Kind};
 use tulle_mesh::wire::{MAX_HEAD, MAX_STREAM_CREDIT, STREAM_CREDIT};
 
 use super::connection::{BULK, Connection, OUTPUT, QUIET, SMALL_OUTPUT, TURN};
-
-/// Pieces below this are joined while nobody reads them: a byte in a piece of its own costs fifty.
-const SMALL: usize = 2 * 1024;
-/// What is joined at most.
-const JOINED: usize = 4 * 1024;
+use crate::arrived::{Arrival, Arrived};
 
 /// What arrives on a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,9 +45,7 @@ pub enum StreamError {
 
 /// The part of a stream that both halves and the driver share.
 pub(super) struct StreamState {
-    events: VecDeque<Event>,
-    /// Small pieces of DATA that came after those.
-    joined: BytesMut,
+    arrived: Arrived<Event>,
     receiver: Option<Waker>,
     sender: Option<Waker>,
     /// Bytes that the peer still takes.
@@ -81,8 +74,7 @@ pub(super) struct StreamState {
 impl StreamState {
     pub(super) fn shared(send_ended: bool) -> Rc<RefCell<Self>> {
         Rc::new(RefCell::new(Self {
-            events: VecDeque::new(),
-            joined: BytesMut::new(),
+            arrived: Arrived::default(),
             receiver: None,
             sender: None,
             credit: STREAM_CREDIT,
@@ -121,40 +113,18 @@ impl StreamState {
         }
     }
 
-    /// Appends an event. A small piece of DATA behind another that nobody has read is joined with it.
     fn queue(&mut self, event: Event) {
-        let Event::Data(bytes) = event else {
-            self.settle();
-            return self.events.push_back(event);
-        };
-        if bytes.len() < SMALL {
-            if self.joined.is_empty()
-                && let Some(Event::Data(last)) = self.events.back()
-                && last.len() < SMALL
-            {
-                self.joined.extend_from_slice(last);
-                self.events.pop_back();
-            }
-            if !self.joined.is_empty() && self.joined.len() + bytes.len() <= JOINED {
-                return self.joined.extend_from_slice(&bytes);
-            }
-        }
-        self.settle();
-        self.events.push_back(Event::Data(bytes));
-    }
-
-    /// What was joined becomes an event.
-    fn settle(&mut self) {
-        if !self.joined.is_empty() {
-            self.events.push_back(Event::Data(std::mem::take(&mut self.joined).freeze()));
+        match event {
+            Event::Data(bytes) => self.arrived.push_data(bytes),
+            other => self.arrived.push(other),
         }
     }
 
     fn pop(&mut self) -> Option<Event> {
-        if self.events.is_empty() {
-            self.settle();
-        }
-        self.events.pop_front()
+        Some(match self.arrived.pop()? {
+            Arrival::Data(bytes) => Event::Data(bytes),
+            Arrival::Other(event) => event,
+        })
     }
 
     /// Joins the frames of a head: `None` when it is too long, `Some(None)` until it is whole.
@@ -185,12 +155,12 @@ impl StreamState {
 
     /// The head that was sent or read last was an interim one: the answer has begun only if another has come behind it.
     fn was_interim(&mut self) {
-        self.answered = self.events.iter().any(|event| matches!(event, Event::Head(_)));
+        self.answered = self.arrived.others().any(|event| matches!(event, Event::Head(_)));
     }
 
     /// Heads and trailers that nobody has read yet: how many, and their bytes.
     pub(super) fn blocks(&self) -> (usize, usize) {
-        self.events.iter().fold((0, 0), |(count, bytes), event| match event {
+        self.arrived.others().fold((0, 0), |(count, bytes), event| match event {
             Event::Head(block) | Event::Trailers(block) => (count + 1, bytes + block.len()),
             _ => (count, bytes),
         })
@@ -475,16 +445,16 @@ impl Receiver {
 
     /// Whether the end has come with what was received last.
     pub fn has_end(&self) -> bool {
-        self.state.borrow().events.front() == Some(&Event::End)
+        self.state.borrow().arrived.front() == Some(&Event::End)
     }
 
     /// Takes the end, if it has come with what was received last.
     pub fn take_end(&mut self) -> bool {
         let mut state = self.state.borrow_mut();
-        if state.events.front() != Some(&Event::End) {
+        if state.arrived.front() != Some(&Event::End) {
             return false;
         }
-        state.events.pop_front();
+        state.arrived.pop();
         drop(state);
         self.ended();
         true
@@ -547,15 +517,10 @@ impl Drop for Receiver {
         let (open, unread, grown) = {
             let mut state = self.state.borrow_mut();
             // The end that nobody has read yet is an end: no reset for it.
-            if state.events.contains(&Event::End) {
+            if state.arrived.others().any(|event| *event == Event::End) {
                 state.receive_ended = true;
             }
-            state.settle();
-            let unread: usize = state
-                .events
-                .drain(..)
-                .map(|e| if let Event::Data(bytes) = e { bytes.len() } else { 0 })
-                .sum();
+            let unread = state.arrived.clear();
             (!state.receive_ended && state.failed.is_none(), unread, state.grown())
         };
         let mut shared = self.connection.shared.borrow_mut();

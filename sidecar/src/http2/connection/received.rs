@@ -46,7 +46,8 @@ impl Shared {
     /// Whether the peer has ever opened this stream, or we have.
     fn is_known(&self, id: u32) -> bool {
         match (self.role, id % 2) {
-            (Role::Server, 1) => id <= self.last_accepted,
+            // Once it has been told to leave, what it opens all the same is not looked at.
+            (Role::Server, 1) => id <= self.last_accepted || self.leaving == Leaving::Heard,
             (Role::Client, 1) => id < self.next_stream,
             // Servers open none, since nothing may be pushed.
             _ => false,
