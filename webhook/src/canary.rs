@@ -160,7 +160,7 @@ fn check_deadline(spec: &CanarySpec, validation: &mut Validation) {
         return;
     }
     validation.warn(format!(
-        "spec.deadline: the holds of the steps add up to {}, and the deadline is {}, so that every rollout passes it before its last step has ended, and judge.onInconclusive applies earlier than the steps say; write a longer deadline or shorter holds",
+        "spec.deadline: the holds of the steps add up to {}, and the deadline is {}, so every rollout is late before its last step has ended, and judge.onInconclusive decides one that has no verdict by then; write a longer deadline or shorter holds",
         written(holds),
         spec.deadline
     ));

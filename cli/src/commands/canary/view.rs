@@ -25,7 +25,7 @@ const OBSTACLES: [(&str, &str); 9] = [
     ("HeldByJudge", "True"),
 ];
 
-/// Waits for something only once a version has failed: the operator may not restore the template.
+/// The operator may not restore the template, which nothing waits for before a version has failed.
 const UNDO: (&str, &str) = ("Undo", "False");
 
 /// A rollout.
@@ -95,8 +95,8 @@ impl View {
         };
         let failed = Some(&("Promoted", "False")).filter(|_| status.phase == Phase::Failed);
         let because = failed.and_then(waits).unwrap_or_default();
-        // A failed revision that serves says the same in two conditions.
         let undo = Some(&UNDO).filter(|_| status.phase == Phase::Failed);
+        // A failed revision that serves says the same in two conditions.
         let obstacles =
             OBSTACLES.iter().chain(undo).filter_map(waits).filter(|sentence| *sentence != because);
         let waiting = next::after_pause(canary).into_iter().chain(obstacles).collect();
