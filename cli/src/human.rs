@@ -77,6 +77,8 @@ fn scaled(number: f64, units: [&str; 5]) -> String {
 pub fn duration(text: &str) -> Result<Duration, String> {
     let invalid =
         || format!("invalid duration `{text}`: give a number with a unit, as in 500ms, 60s, 5m, 1h30m or 2d");
+    let too_long =
+        || format!("duration `{text}` is too long: give a shorter one, as in 60s, 5m, 1h30m or 2d");
     let mut rest = text.trim();
     let mut total = Duration::ZERO;
     if rest.is_empty() {
@@ -85,7 +87,11 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(invalid)?;
         let (number, after) = rest.split_at(digits);
-        let number: u64 = number.parse().map_err(|_| invalid())?;
+        if number.is_empty() {
+            return Err(invalid());
+        }
+        // Digits only: what cannot be parsed is too large.
+        let number: u64 = number.parse().map_err(|_| too_long())?;
         let letters = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
         let (unit, after) = after.split_at(letters);
         let milliseconds: u64 = match unit {
@@ -96,8 +102,8 @@ pub fn duration(text: &str) -> Result<Duration, String> {
             "d" => 86_400_000,
             _ => return Err(invalid()),
         };
-        let part = number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(invalid)?;
-        total = total.checked_add(part).ok_or_else(invalid)?;
+        let part = number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(too_long)?;
+        total = total.checked_add(part).ok_or_else(too_long)?;
         rest = after;
     }
     Ok(total)
@@ -181,6 +187,14 @@ mod tests {
         assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5_400)));
         assert_eq!(duration("720h"), Ok(Duration::from_secs(2_592_000)));
         assert_eq!(duration("2d"), Ok(Duration::from_secs(172_800)));
+    }
+
+    #[test]
+    fn a_duration_that_is_too_long_is_called_so() {
+        for text in ["99999999999999999999d", "18446744073709551615d", "1d18446744073709551615ms"] {
+            let error = duration(text).unwrap_err();
+            assert!(error.starts_with(&format!("duration `{text}` is too long")), "{error}");
+        }
     }
 
     #[test]

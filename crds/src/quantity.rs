@@ -14,7 +14,7 @@ pub(crate) const TOKEN_PATTERN: &str = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$";
 /// Why a value is invalid, and what to write instead.
 #[derive(Debug, thiserror::Error)]
 pub enum QuantityError {
-    /// Not a duration, or longer than jiff can represent.
+    /// Not a duration.
     #[error(
         "invalid duration {value:?}: write whole numbers with the units d, h, m, s or ms, the largest unit first, for example 90s, 5m or 1h30m"
     )]
@@ -24,6 +24,15 @@ pub enum QuantityError {
         /// What jiff reported; absent if the value was not given to it.
         #[source]
         cause: Option<jiff::Error>,
+    },
+    /// A duration that is longer than jiff can represent.
+    #[error("duration {value:?} is too long: write a shorter one, for example 90s, 5m or 1h30m")]
+    TooLong {
+        /// The value.
+        value: String,
+        /// What jiff reported.
+        #[source]
+        cause: jiff::Error,
     },
     /// Not a percentage.
     #[error(
@@ -41,8 +50,8 @@ pub enum QuantityError {
 /// Parses a duration: `500ms`, `90s`, `5m`, `1h30m`, `1d`. A day has 24 hours.
 ///
 /// # Errors
-/// [`QuantityError::Duration`] unless the text is whole numbers with units, the largest unit first, and no more
-/// than jiff can represent (about 20,000 years).
+/// [`QuantityError::Duration`] unless the text is whole numbers with units, the largest unit first;
+/// [`QuantityError::TooLong`] if it is more than jiff can represent (about 20,000 years).
 pub fn parse_duration(text: &str) -> Result<Duration, QuantityError> {
     let invalid = |cause| QuantityError::Duration { value: text.to_owned(), cause };
     // jiff also accepts words, spaces, signs, fractions, months and years. The schema does not.
@@ -53,7 +62,25 @@ pub fn parse_duration(text: &str) -> Result<Duration, QuantityError> {
         .parse_span(text)
         .and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()))
         .and_then(Duration::try_from)
-        .map_err(|error| invalid(Some(error)))
+        .map_err(|cause| match is_well_formed(text) {
+            true => QuantityError::TooLong { value: text.to_owned(), cause },
+            false => invalid(Some(cause)),
+        })
+}
+
+/// Whether the text is whole numbers with units, the largest unit first, however large the numbers are.
+fn is_well_formed(text: &str) -> bool {
+    let mut rest = text;
+    for unit in ["d", "h", "m", "s", "ms"] {
+        let after_number = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+        let has_number = after_number.len() < rest.len();
+        let after = after_number.strip_prefix(unit).filter(|_| has_number);
+        // The `m` of `ms` is not minutes.
+        if let Some(after) = after.filter(|after| unit != "m" || !after.starts_with('s')) {
+            rest = after;
+        }
+    }
+    !text.is_empty() && rest.is_empty()
 }
 
 /// Parses a percentage, such as `99%` or `0.5%`, as a fraction of 1.
@@ -114,13 +141,25 @@ mod tests {
             "30m1h",
             "5m5m",
             "5hs",
-            "99999999999999999999h",
-            "9999999999d",
+            "99999999999999999999h5",
         ] {
             let error = parse_duration(text).unwrap_err();
+            assert!(error.to_string().starts_with("invalid duration"), "{text}: {error}");
             assert!(error.to_string().contains("for example 90s, 5m or 1h30m"), "{text}: {error}");
         }
         assert!(parse_duration("30m1h").unwrap_err().source().is_some());
+    }
+
+    #[test]
+    fn a_duration_that_is_too_long_is_not_called_malformed() {
+        for text in ["9999999999999h", "99999999999999999999h", "9999999999d", "1d9999999999999h5m1s500ms"] {
+            let error = parse_duration(text).unwrap_err();
+            assert!(matches!(error, QuantityError::TooLong { .. }), "{text}: {error}");
+            assert_eq!(
+                error.to_string(),
+                format!("duration {text:?} is too long: write a shorter one, for example 90s, 5m or 1h30m")
+            );
+        }
     }
 
     #[test]

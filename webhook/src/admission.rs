@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::core::DynamicObject;
-use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview};
+use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
 use kube::{Api, Client};
 use serde_json::Value;
 use tulle_crds::{Canary, MeshConfig, MeshPolicy, WorkloadKind};
@@ -231,6 +231,9 @@ impl Admission {
     }
 
     async fn validate(&self, request: &AdmissionRequest<DynamicObject>) -> Validation {
+        if request.operation == Operation::Delete {
+            return review_deletion(request);
+        }
         let Some(object) = request.object.as_ref().and_then(|o| serde_json::to_value(o).ok()) else {
             return Validation::default();
         };
@@ -339,6 +342,13 @@ impl Admission {
     }
 }
 
+/// Warns about the deletion of a Canary. Reads nothing and finds no error, because a deletion is neither delayed nor refused.
+fn review_deletion(request: &AdmissionRequest<DynamicObject>) -> Validation {
+    let deleted = request.old_object.as_ref().filter(|_| request.kind.kind == "Canary");
+    let deleted = deleted.and_then(|canary| serde_json::to_value(canary).ok());
+    deleted.as_ref().map(canary::deletion).unwrap_or_default()
+}
+
 /// The pod template of a workload.
 fn template_of(workload: &Value) -> Option<&Value> {
     workload.pointer("/spec/template").or_else(|| workload.pointer("/spec/jobTemplate/spec/template"))
@@ -360,5 +370,40 @@ fn name(outcome: &Outcome) -> &'static str {
         Outcome::Inject(_) => "injected",
         Outcome::Skip => "skipped",
         Outcome::Refuse(_) => "refused",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_deletion_of_a_canary_in_a_rollout_is_answered_from_the_deleted_object() {
+        let reviewed = |kind: &str, phase: &str| {
+            let named = json!({"group": "tulle.dev", "version": "v1alpha1", "kind": kind});
+            let review: Review = serde_json::from_value(json!({
+                "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+                "request": {
+                    "uid": "1", "kind": named, "operation": "DELETE", "name": "web", "namespace": "shop",
+                    "resource": {"group": "tulle.dev", "version": "v1alpha1", "resource": "canaries"},
+                    "userInfo": {"username": "me"}, "object": null, "options": null,
+                    "oldObject": {
+                        "apiVersion": "tulle.dev/v1alpha1", "kind": kind,
+                        "metadata": {"name": "web", "namespace": "shop"},
+                        "spec": {"target": {"kind": "Deployment", "name": "web"}}, "status": {"phase": phase},
+                    },
+                },
+            }))
+            .unwrap();
+            let request: AdmissionRequest<DynamicObject> = review.try_into().unwrap();
+            review_deletion(&request)
+        };
+        let found = reviewed("Canary", "Paused");
+        assert_eq!((found.errors.len(), found.warnings.len()), (0, 1), "{found:?}");
+        assert!(found.warnings[0].contains("without Canary web"), "{found:?}");
+        assert_eq!(reviewed("Canary", "Stable"), Validation::default());
+        assert_eq!(reviewed("MeshPolicy", "Paused"), Validation::default());
     }
 }

@@ -1,6 +1,6 @@
 //! Validates a Canary, and warns about what around it would hinder its rollouts, also when the target changes later.
 //!
-//! In: a Canary that a user applies, and what the cluster has around it ([`Facts`]). Out: [`Validation`]. What can never
+//! In: a Canary that a user applies or deletes, and what the cluster has around it ([`Facts`]). Out: [`Validation`]. What can never
 //! work is rejected; what makes a rollout slow, risky or confusing is a warning. Never reads the cluster and never
 //! changes an object.
 
@@ -24,7 +24,7 @@ const DEFAULT_HOLD: Duration = Duration::from_secs(120);
 /// Number of steps of a Canary that does not set them.
 const DEFAULT_STEPS: u32 = 5;
 /// How long Helm and Flux's HelmRelease wait by default.
-const DEPLOY_TOOL_TIMEOUT: u64 = 300;
+const DEPLOY_TOOL_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What the cluster has around a Canary.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,6 +54,7 @@ pub fn validate(canary: &Canary, facts: &Facts<'_>) -> Validation {
     let mut validation = Validation::default();
     let spec = &canary.spec;
     check_times(spec, &mut validation);
+    check_deadline(spec, &mut validation);
     check_judge(&spec.judge, &mut validation);
     check_warm_up(spec, &mut validation);
     let weights: Vec<u8> = spec.steps.iter().filter_map(|step| step.weight).collect();
@@ -100,6 +101,27 @@ pub fn action(object: &Value) -> Validation {
     validation
 }
 
+/// Warns about the deletion of a Canary whose version has not been approved. Without an error, because a deletion is never
+/// refused.
+pub fn deletion(canary: &Value) -> Validation {
+    let mut validation = Validation::default();
+    let text = |path: &str| canary.pointer(path).and_then(Value::as_str).unwrap_or_default();
+    let state = match text("/status/phase") {
+        "Progressing" | "Paused" => "was on trial",
+        "Failed" => "has failed",
+        _ => return validation,
+    };
+    let (kind, target) = (text("/spec/target/kind"), text("/spec/target/name"));
+    validation.warn(format!(
+        "revision {} of {kind} {target} {state}, and without Canary {} nothing holds its pods back: it gets all traffic unjudged; kubectl -n {} rollout undo {}/{target} restores the version before it",
+        text("/status/canaryRevision"),
+        text("/metadata/name"),
+        text("/metadata/namespace"),
+        kind.to_lowercase()
+    ));
+    validation
+}
+
 fn name_of(spec: &CanarySpec) -> String {
     format!("{} {}", spec.target.kind.name(), spec.target.name)
 }
@@ -127,6 +149,36 @@ fn check_times(spec: &CanarySpec, validation: &mut Validation) {
             validation.error(format!("spec.steps[{index}].hold: {error}"));
         }
     }
+}
+
+/// A rollout cannot end before the holds of its steps have.
+fn check_deadline(spec: &CanarySpec, validation: &mut Validation) {
+    let Ok(deadline) = parse_duration(&spec.deadline) else { return };
+    let holds = StepTime::of(spec).holds;
+    // A deadline of nothing is an error of its own.
+    if deadline.is_zero() || holds < deadline {
+        return;
+    }
+    validation.warn(format!(
+        "spec.deadline: the holds of the steps add up to {}, and the deadline is {}, so every rollout is late before its last step has ended, and judge.onInconclusive decides one that has no verdict by then; write a longer deadline or shorter holds",
+        written(holds),
+        spec.deadline
+    ));
+}
+
+/// A duration as users write it, such as 1h30m.
+fn written(duration: Duration) -> String {
+    let mut rest = duration.as_millis();
+    let mut text = String::new();
+    for (unit, millis) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
+        let count = rest / millis;
+        rest %= millis;
+        if count > 0 {
+            text.push_str(&count.to_string());
+            text.push_str(unit);
+        }
+    }
+    if text.is_empty() { "0s".to_owned() } else { text }
 }
 
 fn check_judge(judge: &Judge, validation: &mut Validation) {
@@ -162,9 +214,9 @@ fn check_warm_up(spec: &CanarySpec, validation: &mut Validation) {
     let shortest = shortest.or(spec.steps.is_empty().then_some(DEFAULT_HOLD));
     if let Some(shortest) = shortest.filter(|shortest| warm_up > *shortest) {
         validation.warn(format!(
-            "spec.judge.warmUp: requests to a new pod are not judged for {}, which is longer than the shortest hold ({} s), so nothing may be judged within that step; write a shorter warmUp or a longer hold",
+            "spec.judge.warmUp: requests to a new pod are not judged for {}, which is longer than the shortest hold ({}), so nothing may be judged within that step; write a shorter warmUp or a longer hold",
             spec.judge.warm_up,
-            shortest.as_secs()
+            written(shortest)
         ));
     }
 }
@@ -181,7 +233,7 @@ fn hold_of(step: &Step) -> Option<Duration> {
 /// How long the steps take.
 struct StepTime {
     /// The sum of the holds.
-    seconds: u64,
+    holds: Duration,
     /// Whether there is a pause too, which can take any time.
     has_pause: bool,
 }
@@ -189,11 +241,11 @@ struct StepTime {
 impl StepTime {
     fn of(spec: &CanarySpec) -> Self {
         if spec.steps.is_empty() {
-            return Self { seconds: (DEFAULT_HOLD * DEFAULT_STEPS).as_secs(), has_pause: false };
+            return Self { holds: DEFAULT_HOLD * DEFAULT_STEPS, has_pause: false };
         }
-        let seconds = spec.steps.iter().filter_map(hold_of).map(|hold| hold.as_secs());
+        let holds = spec.steps.iter().filter_map(hold_of);
         Self {
-            seconds: seconds.fold(0, u64::saturating_add),
+            holds: holds.fold(Duration::ZERO, Duration::saturating_add),
             has_pause: spec.steps.iter().any(|step| step.pause.is_some()),
         }
     }
@@ -344,7 +396,7 @@ fn check_manager(spec: &CanarySpec, target: &Value, validation: &mut Validation)
         validation.warn(format!("{name} is managed by {tool}, which re-applies the version that onFailure: Undo removes; that revision then gets no traffic until tulle.dev/action=retry@ID; use onFailure: Hold and revert in the repository"));
     }
     let steps = StepTime::of(spec);
-    if steps.has_pause || steps.seconds > DEPLOY_TOOL_TIMEOUT {
+    if steps.has_pause || steps.holds > DEPLOY_TOOL_TIMEOUT {
         validation.warn(format!(
             "the steps take more than 5 minutes, and {name} is managed by {tool}, {}",
             manager.advice()

@@ -6,6 +6,7 @@
 
 pub(super) mod action;
 mod attempts;
+mod next;
 mod pods;
 mod status;
 #[cfg(test)]

@@ -52,7 +52,7 @@ checks! {
     BEHIND "T0703" "sidecars" "every sidecar has the present configuration";
     CERTIFICATE "T0704" "sidecars" "every sidecar has a valid certificate";
     POLICIES "T0801" "policies" "every MeshPolicy is enforced";
-    CANARIES "T0901" "canaries" "every Canary is valid, and none is stuck";
+    CANARIES "T0901" "canaries" "every Canary is valid, and none is stuck or has failed";
     DEADLINES "T0902" "canaries" "no rollout has passed its deadline undecided";
     OWNERS "T0903" "canaries" "no other tool undoes a rollout";
     STRATEGY "T0904" "canaries" "every target keeps stable pods while a new version is judged";

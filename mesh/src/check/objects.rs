@@ -124,10 +124,15 @@ impl<'a> Canary<'a> {
         let finding = if is_error { check.error(found) } else { check.warning(found) };
         finding.hint(hint).fix(format!("kubectl -n {namespace} describe canary {name}"))
     }
+
+    /// The command that shows its rollout, with the evidence and what to do next.
+    fn status_command(&self) -> String {
+        format!("tulle canary status {} -n {}", self.name, self.namespace)
+    }
 }
 
-/// T0901: every Canary is valid, and none is stuck or lacks ready pods for long. T0902: no rollout has passed its deadline
-/// undecided.
+/// T0901: every Canary is valid, and none is stuck, has failed, is held by the judge or lacks ready pods for long. T0902: no
+/// rollout has passed its deadline undecided.
 pub fn canaries(canaries: &[Canary<'_>]) -> Vec<Finding> {
     let count = format!("{} Canaries", canaries.len());
     let mut findings = or_ok(canaries.iter().filter_map(stuck).collect(), || checks::CANARIES.ok(&*count));
@@ -150,13 +155,59 @@ fn stuck(canary: &Canary<'_>) -> Option<Finding> {
             "clients reach pods by their addresses, so no share can be set: let them use a ClusterIP Service";
         return finding(true, dial, hint);
     }
-    let Some(not_ready) = canary.with("Ready", "False") else { return short_of_pods(canary) };
+    let Some(not_ready) = canary.with("Ready", "False") else {
+        let waits = failed(canary).or_else(|| unsplit(canary)).or_else(|| held(canary));
+        return waits.or_else(|| short_of_pods(canary));
+    };
     // A target that does not exist yet is what a Canary waits for when both are applied together.
     if canary.is_waiting {
         finding(false, not_ready, "create the target, or correct its name")
     } else {
         finding(true, not_ready, "new versions are not rolled out in steps")
     }
+}
+
+/// A version that has failed.
+fn failed(canary: &Canary<'_>) -> Option<Finding> {
+    canary.with("Progressing", "False").filter(|phase| phase.reason == "Failed")?;
+    let found = match canary.with("Promoted", "False") {
+        Some(promoted) => format!("Failed: {}", promoted.message),
+        None => "Failed".to_owned(),
+    };
+    let Canary { namespace, name, .. } = canary;
+    let hint = format!(
+        "apply a corrected version, try this one again (tulle canary retry {name} -n {namespace}), or restore the approved one (tulle canary undo {name} -n {namespace})"
+    );
+    Some(canary.finding(&checks::CANARIES, false, &found, &hint).fix(canary.status_command()))
+}
+
+/// A step whose weight does not apply. The message has the Service, and what to do about it.
+fn unsplit(canary: &Canary<'_>) -> Option<Finding> {
+    let split = canary.with("Split", "False")?;
+    let (is_error, hint) = match split.reason {
+        "NoGate" => (true, "nothing holds the new pods back, so the version goes live unjudged"),
+        // A target without clients may be meant to have none.
+        "NoService" => (false, "the judge gets no requests: correct the Service, or promote by hand"),
+        _ => (true, "the step waits: correct the Service, or promote or abort by hand"),
+    };
+    let found = format!("{}: {}", split.reason, split.message);
+    Some(canary.finding(&checks::CANARIES, is_error, &found, hint))
+}
+
+/// How the operator ends the message of condition HeldByJudge once the version surely does not pass, or after five minutes.
+/// A test compares it with the operator's source.
+pub(super) const HELD_FOR_LONG: &str = "; an event of this rollout says why";
+
+/// A version that the judge does not let pass, for longer than most doubts last.
+fn held(canary: &Canary<'_>) -> Option<Finding> {
+    let held = canary.with("HeldByJudge", "True")?;
+    let message = held.message.strip_suffix(HELD_FOR_LONG)?;
+    let Canary { namespace, name, .. } = canary;
+    let hint = format!(
+        "EVIDENCE says why; tulle canary promote {name} -n {namespace} accepts the version as it is, and abort takes its traffic away"
+    );
+    let found = format!("{}: {message}", held.reason);
+    Some(canary.finding(&checks::CANARIES, false, &found, &hint).fix(canary.status_command()))
 }
 
 /// How the operator ends the message of condition Capacity after a minute. A test of the operator hands in its condition.
@@ -180,6 +231,6 @@ fn short_of_pods(canary: &Canary<'_>) -> Option<Finding> {
 /// A deadline that has passed without a decision.
 fn late(canary: &Canary<'_>) -> Option<Finding> {
     let exceeded = canary.with("DeadlineExceeded", "True")?;
-    let hint = "promote or abort it, or give it more traffic";
+    let hint = "promote or abort it; more traffic helps only while its verdict is not Pass. If the holds of its steps add up to more than spec.deadline, raise the deadline";
     Some(canary.finding(&checks::DEADLINES, false, exceeded.message, hint))
 }

@@ -221,6 +221,69 @@ fn a_condition_of_the_mesh_config_that_is_false_is_reported_with_its_message() {
     assert_eq!(of("RootValid", "Unknown", "Pending"), None);
 }
 
+/// What is found of a Canary with these conditions: type, status, reason and message.
+fn of_canary(conditions: &[(&str, &str, &str, &str)]) -> Vec<Finding> {
+    let condition =
+        |&(type_, status, reason, message)| Condition { type_, status, reason, message, since: None };
+    let conditions = conditions.iter().map(condition).collect();
+    canaries(&[Canary { namespace: "shop", name: "web", is_waiting: false, conditions }])
+}
+
+#[test]
+fn a_canary_whose_version_has_failed_is_a_warning_with_what_to_do() {
+    let found = of_canary(&[
+        ("Ready", "True", "Watching", ""),
+        ("Progressing", "False", "Failed", "Failed"),
+        ("Promoted", "False", "Failed", "aborted by hand"),
+    ]);
+    let [failed, in_time] = found.as_slice() else { panic!("{found:?}") };
+    assert_eq!((failed.id, failed.result, in_time.result), ("T0901", Outcome::Warning, Outcome::Ok));
+    assert_eq!(failed.found, "Canary shop/web: Failed: aborted by hand");
+    assert_eq!(failed.fix, "tulle canary status web -n shop");
+    for part in ["corrected version", "tulle canary retry web -n shop", "tulle canary undo web -n shop"] {
+        assert!(failed.hint.contains(part), "{}", failed.hint);
+    }
+    // The condition outlives the rollout that it is about.
+    let again =
+        [("Progressing", "True", "Progressing", ""), ("Promoted", "False", "Failed", "aborted by hand")];
+    assert_eq!(faults(of_canary(&again)), Vec::<String>::new());
+}
+
+#[test]
+fn a_canary_whose_traffic_cannot_be_split_is_reported() {
+    for (reason, expected) in
+        [("NoGate", Outcome::Error), ("NoSplit", Outcome::Error), ("NoService", Outcome::Warning)]
+    {
+        let found = of_canary(&[("Split", "False", reason, "why")]).remove(0);
+        assert_eq!(found.result, expected, "{reason}");
+        assert_eq!(found.found, format!("Canary shop/web: {reason}: why"));
+        assert!(!found.hint.is_empty() && !found.fix.is_empty(), "{found:?}");
+    }
+    assert_eq!(faults(of_canary(&[("Split", "True", "SplitApplies", "")])), Vec::<String>::new());
+}
+
+#[test]
+fn a_version_that_the_judge_holds_is_reported_once_that_lasts() {
+    let held = |message: &str| of_canary(&[("HeldByJudge", "True", "HeldByJudge", message)]).remove(0);
+    assert_eq!(held("revision new does not pass").result, Outcome::Ok, "most doubts end within a few blocks");
+    let lasting = held("revision new does not pass; an event of this rollout says why");
+    assert_eq!(lasting.result, Outcome::Warning);
+    assert_eq!(lasting.found, "Canary shop/web: HeldByJudge: revision new does not pass");
+    assert_eq!(lasting.fix, "tulle canary status web -n shop");
+    assert!(lasting.hint.contains("tulle canary promote web -n shop"), "{}", lasting.hint);
+    let over = of_canary(&[("HeldByJudge", "False", "NoLongerHeld", "held earlier")]);
+    assert_eq!(faults(over), Vec::<String>::new());
+    let source = include_str!("../../../operator/src/rollout/machine/held.rs");
+    assert!(source.contains(objects::HELD_FOR_LONG), "the operator ends its message in other words");
+}
+
+#[test]
+fn a_rollout_that_has_passed_its_deadline_need_not_be_short_of_traffic() {
+    let late = of_canary(&[("DeadlineExceeded", "True", "DeadlineExceeded", "not decided")]).remove(1);
+    assert_eq!((late.id, late.result), ("T0902", Outcome::Warning));
+    assert!(late.hint.contains("not Pass") && late.hint.contains("raise the deadline"), "{}", late.hint);
+}
+
 #[test]
 fn every_finding_that_is_not_ok_has_a_hint_and_a_command() {
     let unknown = Health { series: 1, max_series: 1, ..health(false) };

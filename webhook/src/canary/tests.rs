@@ -125,6 +125,88 @@ fn a_warm_up_longer_than_the_shortest_hold_is_warned_about() {
 }
 
 #[test]
+fn the_shortest_hold_is_shown_in_the_units_that_it_has() {
+    for (steps, expected) in [
+        (json!([{"weight": 5, "hold": "1ms"}]), "shortest hold (1ms)"),
+        (json!([{"weight": 5, "hold": "90s"}, {"weight": 9}]), "shortest hold (1m30s)"),
+        (json!([{"weight": 5, "hold": "0s"}]), "shortest hold (0s)"),
+    ] {
+        let found = validate(&web(json!({"judge": {"warmUp": "1h"}, "steps": steps})), &Facts::default());
+        assert_eq!(about(&found, expected).len(), 1, "{expected}: {found:?}");
+    }
+}
+
+#[test]
+fn holds_that_are_longer_than_the_deadline_are_warned_about() {
+    let hour = json!({"weight": 50, "hold": "1h"});
+    for (fields, sum) in [
+        (json!({"deadline": "59m", "steps": [hour]}), Some("1h")),
+        (
+            json!({"deadline": "90m", "steps": [{"weight": 5, "hold": "30m"}, {"pause": {}}, hour]}),
+            Some("1h30m"),
+        ),
+        (json!({"deadline": "5m"}), Some("10m")),
+        (json!({"deadline": "11m"}), None),
+        (json!({"deadline": "61m", "steps": [hour, {"pause": {}}]}), None),
+        (json!({}), None),
+    ] {
+        let found = validate(&web(fields.clone()), &Facts::default());
+        assert!(found.errors.is_empty(), "{fields}: {:?}", found.errors);
+        let warnings = about(&found, "spec.deadline");
+        assert_eq!(warnings.len(), usize::from(sum.is_some()), "{fields}: {warnings:?}");
+        if let Some(sum) = sum {
+            assert!(warnings[0].contains(&format!("add up to {sum}, and")), "{fields}: {warnings:?}");
+        }
+    }
+    let never = validate(&web(json!({"deadline": "0s"})), &Facts::default());
+    assert!(about(&never, "spec.deadline").is_empty(), "it is an error: {never:?}");
+}
+
+#[test]
+fn a_deletion_is_warned_about_while_a_version_is_not_approved_and_never_refused() {
+    let deleted = |phase: &str, kind: &str| {
+        deletion(&json!({"metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"target": {"kind": kind, "name": "front"}}, "status": {"phase": phase, "canaryRevision": "5d4f"}}))
+    };
+    assert_eq!(
+        deleted("Paused", "Deployment"),
+        Validation {
+            errors: Vec::new(),
+            warnings: vec![
+                "revision 5d4f of Deployment front was on trial, and without Canary web nothing holds its pods back: it gets all traffic unjudged; kubectl -n shop rollout undo deployment/front restores the version before it".to_owned()
+            ]
+        }
+    );
+    assert_eq!(deleted("Progressing", "StatefulSet").warnings.len(), 1);
+    assert_eq!(about(&deleted("Failed", "Deployment"), "has failed").len(), 1);
+    for phase in ["", "Waiting", "Stable", "Promoting"] {
+        assert_eq!(deleted(phase, "Deployment"), Validation::default(), "{phase}");
+    }
+    assert_eq!(deletion(&json!({})), Validation::default(), "no operator has seen it yet");
+}
+
+#[test]
+fn the_webhook_of_deletions_refuses_and_delays_none() {
+    let path = format!("{}/../config/base/admission.yaml", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).unwrap();
+    let validating = text.split("\n---\n").nth(1).unwrap();
+    let configuration: Value = serde_yaml::from_str(validating).unwrap();
+    let hooks = configuration["webhooks"].as_array().unwrap();
+    let deletes = |hook: &&Value| hook["rules"].to_string().contains("DELETE");
+    let deleting: Vec<&Value> = hooks.iter().filter(deletes).collect();
+    let [hook] = deleting[..] else { panic!("{hooks:?}") };
+    assert_eq!((&hook["failurePolicy"], &hook["timeoutSeconds"]), (&json!("Ignore"), &json!(1)));
+    assert_eq!(hook["rules"][0]["operations"], json!(["DELETE"]));
+    assert_eq!(hook["rules"][0]["resources"], json!(["canaries"]));
+    assert_eq!(hook["clientConfig"]["service"]["path"], "/validate");
+    let conditions = hook["matchConditions"].to_string();
+    assert!(
+        ["Progressing", "Paused", "Failed"].iter().all(|phase| conditions.contains(phase)),
+        "{conditions}"
+    );
+}
+
+#[test]
 fn times_and_limits_that_cannot_work_are_rejected_with_what_to_write() {
     for (field, spec, expected) in [
         ("spec.deadline", json!({"deadline": "0s"}), "write for example 24h"),

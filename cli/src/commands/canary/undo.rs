@@ -144,7 +144,7 @@ pub(super) fn revision_to_restore<'a>(
 }
 
 /// `deployment`, as kubectl writes it before a name.
-fn singular(kind: WorkloadKind) -> &'static str {
+pub(super) fn singular(kind: WorkloadKind) -> &'static str {
     Kind::from(kind).plural.trim_end_matches('s')
 }
 

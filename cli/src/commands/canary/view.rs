@@ -8,23 +8,25 @@ use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 use tulle_crds::{Canary, CanaryStatus, CanarySteering, Phase, RolloutOutcome, TestEvidence};
 
-use super::dash;
 use super::pods::PodSeen;
+use super::{dash, next};
 use crate::output::{Colour, Output, Table};
 
 /// Conditions that say what a rollout waits for, and the status in which they do.
-const OBSTACLES: [(&str, &str); 10] = [
+const OBSTACLES: [(&str, &str); 9] = [
     ("Ready", "False"),
     ("Split", "False"),
     ("Capacity", "False"),
     ("Acknowledged", "False"),
-    ("Undo", "False"),
     ("DeadlineExceeded", "True"),
     ("Stalled", "True"),
     ("ServingFailedRevision", "True"),
     ("Returning", "True"),
     ("HeldByJudge", "True"),
 ];
+
+/// The operator may not restore the template, which nothing waits for before a version has failed.
+const UNDO: (&str, &str) = ("Undo", "False");
 
 /// A rollout.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -49,6 +51,9 @@ pub(super) struct View {
     pub(super) because: String,
     /// What it waits for, as sentences.
     pub(super) waiting: Vec<String>,
+    /// What a user can do about a version that has failed; empty: it has not.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) next: String,
     /// Unix seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) started: Option<i64>,
@@ -90,8 +95,11 @@ impl View {
         };
         let failed = Some(&("Promoted", "False")).filter(|_| status.phase == Phase::Failed);
         let because = failed.and_then(waits).unwrap_or_default();
+        let undo = Some(&UNDO).filter(|_| status.phase == Phase::Failed);
         // A failed revision that serves says the same in two conditions.
-        let waiting = OBSTACLES.iter().filter_map(waits).filter(|sentence| *sentence != because).collect();
+        let obstacles =
+            OBSTACLES.iter().chain(undo).filter_map(waits).filter(|sentence| *sentence != because);
+        let waiting = next::after_pause(canary).into_iter().chain(obstacles).collect();
         Self {
             namespace: canary.metadata.namespace.clone().unwrap_or_default(),
             name: canary.metadata.name.clone().unwrap_or_default(),
@@ -105,6 +113,7 @@ impl View {
             evidence: status.evidence_summary.clone(),
             because,
             waiting,
+            next: next::after_failure(canary).unwrap_or_default(),
             started: status.started.as_ref().map(|started| started.0.as_second()),
             tests: status.evidence.tests.iter().filter_map(TestLine::of).collect(),
             revisions: revisions(&status, pods),
@@ -154,6 +163,9 @@ impl View {
             lines.push(("Evidence", self.evidence.clone()));
         }
         lines.extend(self.waiting.iter().map(|sentence| ("Waiting", sentence.clone())));
+        if !self.next.is_empty() {
+            lines.push(("Next", self.next.clone()));
+        }
         if let Some(started) = self.started.filter(|_| self.is_in_progress()) {
             let ago = super::age(Some(now.as_second().saturating_sub(started)));
             lines.push(("Started", format!("{ago} ago")));
@@ -286,9 +298,9 @@ fn revisions(status: &CanaryStatus, pods: &[PodSeen]) -> Vec<Revision> {
 
 impl TestLine {
     /// `None` for what is not a comparison: a dispersion says how strongly events come in bursts, and sustained failures
-    /// are sums.
+    /// and unanswered requests are counts.
     fn of(test: &TestEvidence) -> Option<Self> {
-        if test.name.ends_with("Dispersion") || test.name == "sustained" {
+        if test.name.ends_with("Dispersion") || matches!(test.name.as_str(), "sustained" | "unanswered") {
             return None;
         }
         // As the judge adds them up: half for the window that began with the rollout, the other half for later ones.
