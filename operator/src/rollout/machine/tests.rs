@@ -230,6 +230,7 @@ fn pod(name: &str, revision: &str, parked: bool) -> PodSeen {
         parked,
         opened: false,
         terminating: false,
+        ..PodSeen::default()
     }
 }
 
