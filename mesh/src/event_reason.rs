@@ -201,7 +201,7 @@ event_reasons! {
         "The Deployment will be reported as failed while the Canary holds it back.",
         "Apply the ClusterRole of the operator's version: it needs `get` and `patch` of `deployments/status`.";
     TooFewPods, Canary, Warning,
-        "For a minute the revision has had too few ready pods for its step, or none at all; the step waits.",
+        "For a minute the revision has had too few ready pods for its step, or none at all.",
         "Find out why its pods are missing or not ready: `kubectl get pods`. Or raise `maxSurge`, or lower the weights.";
     NoSplit, Canary, Warning,
         "A Service of the target cannot be split, and the step waits.",

@@ -34,11 +34,12 @@ mod view;
 pub use address::Collision;
 pub(crate) use address::Owner;
 pub use object::{
-    Distribution, Endpoint, Namespace, Obstacle, Pod, Revision, Service, Slice, Workload, WorkloadKey,
+    Crashes, Distribution, Endpoint, Namespace, Obstacle, Pod, Revision, Service, Slice, Workload,
+    WorkloadKey,
 };
 pub(crate) use policy::specificity;
 pub use policy::{PolicyReport, Verdict};
-pub use rollout::{PodSeen, WorkloadSeen};
+pub use rollout::{PodSeen, Unselected, WorkloadSeen};
 pub use routes::{EndpointsName, NotEndpoints};
 pub use sections::Sections;
 pub use selection::Unreadable;

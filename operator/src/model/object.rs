@@ -37,6 +37,9 @@ impl Namespace {
     }
 }
 
+/// Kubelet sets the start of a pod and its first conditions in one step, and times have whole seconds.
+const STARTS_WITHIN: i64 = 2;
+
 /// What keeps a pod from ever having a sidecar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Obstacle {
@@ -48,6 +51,19 @@ pub enum Obstacle {
     Windows,
     /// It has the sidecar of another mesh.
     OtherMesh,
+}
+
+/// The restarts of a container of the application: of several containers the one that crashes, or has crashed most often.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Crashes {
+    /// The name of the container.
+    pub container: Arc<str>,
+    /// How often kubelet has restarted it.
+    pub restarts: u32,
+    /// Kubelet waits before it starts the container again (`CrashLoopBackOff`).
+    pub is_looping: bool,
+    /// When it last ended, in seconds since 1970; 0: not known.
+    pub last_unix: i64,
 }
 
 /// A pod.
@@ -82,6 +98,10 @@ pub struct Pod {
     pub declared_ports: Box<[u16]>,
     /// All its containers are ready, whatever its gates say.
     pub containers_ready: bool,
+    /// When they became so, or ceased to be, in seconds since 1970; 0: not known.
+    pub containers_since_unix: i64,
+    /// Restarts of its containers; `None`: there were none. In a box, because most pods have none.
+    pub crashes: Option<Box<Crashes>>,
     /// It is ready.
     pub ready: bool,
     /// When it became ready, in seconds since 1970; 0: it is not, or nobody knows.
@@ -109,6 +129,15 @@ impl Pod {
     /// Whether it has a sidecar and has not ended.
     pub fn has_running_sidecar(&self) -> bool {
         self.injected && !self.finished
+    }
+
+    /// Since when all containers of the pod are ready, or are not any more, in seconds since 1970. `None`: it is not known,
+    /// or they have never been ready.
+    pub fn containers_since(&self) -> Option<i64> {
+        let since = self.containers_since_unix;
+        // The condition of a pod that starts is as old as its start.
+        let was_ready = self.containers_ready || since > self.started_unix.saturating_add(STARTS_WITHIN);
+        (since > 0 && was_ready).then_some(since)
     }
 
     /// The value of a label.

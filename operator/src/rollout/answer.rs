@@ -139,6 +139,8 @@ mod tests {
             block: input.blocks(),
             block_ended: input.block_ended,
             obstacles: Vec::new(),
+            clientless: false,
+            failing: None,
             undo_forbidden: false,
             action: None,
             conflict: None,

@@ -226,6 +226,7 @@ impl Driver {
             pods.any(|pod| pod.containers_ready && pod.revision == status.canary_revision)
         });
         let input = self.inputs.take(&self.aggregates, key, canary, now, ready);
+        let on_trial = matches!(status.phase, Phase::Progressing | Phase::Paused);
         let annotation = canary.metadata.annotations.as_ref().and_then(|all| all.get(keys::ACTION));
         Observation {
             now,
@@ -241,10 +242,9 @@ impl Driver {
             acknowledged: self.acknowledged(&model, key, &status, led),
             block: input.pods.into_iter().map(|pod| pod.block).collect(),
             block_ended: input.block_ended,
-            obstacles: match status.phase {
-                Phase::Progressing | Phase::Paused => self.obstacles(&model, &workload, led),
-                _ => Vec::new(),
-            },
+            failing: input.failing,
+            obstacles: if on_trial { self.obstacles(&model, &workload, led) } else { Vec::new() },
+            clientless: on_trial && self.is_clientless(&model, key, &workload, led),
             undo_forbidden: false,
             action: annotation.and_then(|text| CanaryAction::parse(text.as_str())),
         }
@@ -258,6 +258,12 @@ impl Driver {
             obstacles.extend(self.acks.dials_pods(model, workload).map(clients_dial_pods));
         }
         obstacles
+    }
+
+    /// Whether no sidecar sends to the workload, as far as all have reported.
+    fn is_clientless(&self, model: &Model, key: &Key, workload: &WorkloadKey, led: Duration) -> bool {
+        let all_reported = led >= UNHEARD || self.acks.unheard(model).is_none();
+        all_reported && !self.acks.has_clients(model, key, workload)
     }
 
     /// Who has acknowledged is asked only where it decides something.

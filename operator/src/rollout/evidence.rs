@@ -15,6 +15,8 @@ use super::judge::{PodBlock, Side};
 const BLOCK: SignedDuration = SignedDuration::from_secs(10);
 /// A pod that answers nothing but failures for longer than this does not just start.
 const AWAKE: SignedDuration = SignedDuration::from_secs(5);
+/// A pod with fewer failures than this is not named.
+const TELLING: u64 = 5;
 /// Pods that a block holds at most.
 const MOST_PODS: usize = 10_000;
 
@@ -46,6 +48,43 @@ struct PodHistory {
     first_attempt: Timestamp,
     /// No attempt at it has succeeded.
     all_failed: bool,
+    /// It is of the version on trial.
+    on_trial: bool,
+    /// Attempts at it that are evidence, as long as this replica has led.
+    attempts: u64,
+    /// How many of those attempts failed.
+    failures: u64,
+}
+
+/// A pod of the version on trial that has nearly all failures of the version.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FailingPod {
+    /// Its uid.
+    pub uid: String,
+    /// Attempts at it.
+    pub attempts: u64,
+    /// How many of those attempts failed.
+    pub failures: u64,
+    /// Attempts at the other pods of the version.
+    pub other_attempts: u64,
+    /// How many of those attempts failed.
+    pub other_failures: u64,
+}
+
+impl FailingPod {
+    /// Whether it fails most of its own requests, and the others together fail nearly none.
+    fn stands_out(&self) -> bool {
+        self.failures >= TELLING
+            && self.failures.saturating_mul(2) > self.attempts
+            && self.other_attempts > 0
+            && self.failures / 10 >= self.other_failures
+    }
+}
+
+impl PodHistory {
+    fn new(first_attempt: Timestamp) -> Self {
+        Self { first_attempt, all_failed: true, on_trial: false, attempts: 0, failures: 0 }
+    }
 }
 
 impl Blocks {
@@ -74,6 +113,11 @@ impl Blocks {
             if side == Side::Stable && !ready {
                 continue;
             }
+            if let Some(history) = self.pods.get_mut(&count.pod_uid) {
+                history.on_trial = side == Side::Canary;
+                history.attempts = history.attempts.saturating_add(counted.attempts);
+                history.failures = history.failures.saturating_add(counted.failures);
+            }
             let pod = self.running.entry(count.pod_uid.clone()).or_default();
             pod.uid.clone_from(&count.pod_uid);
             pod.revision.clone_from(&count.revision);
@@ -92,10 +136,7 @@ impl Blocks {
         count: &AttemptCounts,
         warm_up: SignedDuration,
     ) -> Option<AttemptCounts> {
-        let pod = self
-            .pods
-            .entry(count.pod_uid.clone())
-            .or_insert(PodHistory { first_attempt: now, all_failed: true });
+        let pod = self.pods.entry(count.pod_uid.clone()).or_insert_with(|| PodHistory::new(now));
         pod.all_failed &= count.failures >= count.attempts;
         if now.duration_since(pod.first_attempt) >= warm_up {
             return Some(count.clone());
@@ -111,6 +152,23 @@ impl Blocks {
             buckets: Vec::new(),
             ..count.clone()
         })
+    }
+
+    /// The pod of the version on trial that has nearly all of its failures since the rollout started.
+    pub fn failing(&self) -> Option<FailingPod> {
+        let on_trial = || self.pods.iter().filter(|(_, pod)| pod.on_trial);
+        let (uid, worst) = on_trial().max_by_key(|(uid, pod)| (pod.failures, *uid))?;
+        let (attempts, failures) = on_trial().fold((0_u64, 0_u64), |(attempts, failures), (_, pod)| {
+            (attempts.saturating_add(pod.attempts), failures.saturating_add(pod.failures))
+        });
+        let failing = FailingPod {
+            uid: uid.clone(),
+            attempts: worst.attempts,
+            failures: worst.failures,
+            other_attempts: attempts.saturating_sub(worst.attempts),
+            other_failures: failures.saturating_sub(worst.failures),
+        };
+        failing.stands_out().then_some(failing)
     }
 
     /// All since the running block began, by the uid of the pod.
@@ -258,6 +316,32 @@ mod tests {
         blocks.close(at(11));
         assert_eq!(blocks.running(), []);
         assert!(!blocks.has_ended(at(12)));
+    }
+
+    #[test]
+    fn a_pod_with_nearly_all_failures_of_the_version_is_named() {
+        let failing = |pods: &[(&str, &str, u64, u64)]| {
+            let mut blocks = Blocks::default();
+            let counts = pods.iter().map(|(uid, of, all, bad)| attempts(uid, of, *all, *bad));
+            let counts: Vec<AttemptCounts> = counts.collect();
+            blocks.add(at(0), &status(), &counts, SignedDuration::ZERO, true);
+            blocks.close(at(10));
+            blocks.failing()
+        };
+        let good = ("a", "new", 1240, 0);
+        let bad = FailingPod {
+            uid: "b".to_owned(),
+            attempts: 12,
+            failures: 12,
+            other_attempts: 1240,
+            other_failures: 0,
+        };
+        assert_eq!(failing(&[good, ("b", "new", 12, 12), ("c", "old", 1000, 0)]), Some(bad));
+        assert_eq!(failing(&[good, ("b", "new", 4, 4)]), None, "too few to name it");
+        assert_eq!(failing(&[("b", "new", 12, 12), ("c", "old", 1000, 0)]), None, "there is no other pod");
+        assert_eq!(failing(&[("a", "new", 1240, 9), ("b", "new", 12, 12)]), None, "the others fail too");
+        assert_eq!(failing(&[good, ("b", "new", 1000, 12)]), None, "most of its requests succeed");
+        assert_eq!(failing(&[good, ("c", "old", 12, 12)]), None, "it is of the stable version");
     }
 
     #[test]

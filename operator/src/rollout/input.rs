@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tulle_crds::{Canary, CanaryStatus, Evidence, Phase, parse_duration};
 
-use super::evidence::{Blocks, PodAttempts};
+use super::evidence::{Blocks, FailingPod, PodAttempts};
 use super::exposure::is_exposed;
 use super::judge::{PodBlock, Rules, fold};
 use crate::model::Key;
@@ -28,6 +28,8 @@ pub struct JudgeInput {
     pub since: Option<Timestamp>,
     /// The running block is full: it becomes part of the evidence.
     pub block_ended: bool,
+    /// The pod of the version on trial that has nearly all of its failures.
+    pub failing: Option<FailingPod>,
 }
 
 impl JudgeInput {
@@ -40,6 +42,7 @@ impl JudgeInput {
             pods: gathered.blocks.running(),
             since: gathered.blocks.since(),
             block_ended: gathered.closing.is_some() || gathered.blocks.has_ended(now),
+            failing: gathered.blocks.failing(),
         }
     }
 

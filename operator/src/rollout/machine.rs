@@ -19,6 +19,7 @@ mod silence;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod unhealthy;
 
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ use tulle_crds::{
 };
 use tulle_mesh::event_reason::EventReason;
 
+use super::evidence::FailingPod;
 use super::exposure::is_exposed;
 use super::input::{is_alone, judged};
 use super::judge::{Judgement, PodBlock, Rules, Unanswered, judge};
@@ -63,6 +65,11 @@ pub struct Observation {
     pub block_ended: bool,
     /// Services of the target whose traffic cannot be split.
     pub obstacles: Vec<SplitObstacle>,
+    /// No sidecar has subscribed to an address from which requests reach a Service of the target. `false` as well where
+    /// sidecars have not reported yet.
+    pub clientless: bool,
+    /// The pod of the version on trial that has nearly all of its failures.
+    pub failing: Option<FailingPod>,
     /// The operator may not restore templates of Deployments.
     pub undo_forbidden: bool,
     /// The action that a user requested.
@@ -214,6 +221,7 @@ impl Evaluation<'_> {
             self.take_what_is_left(&target, &latest);
         }
         self.show_obstacles(&target);
+        self.show_unhealthy(&target);
         self.show_paused();
     }
 
@@ -283,7 +291,8 @@ impl Evaluation<'_> {
         } else {
             self.begin(latest);
             let steps = self.steps.len();
-            self.event(EventReason::Started, format!("revision {latest} goes through {steps} steps"));
+            let noun = if steps == 1 { "step" } else { "steps" };
+            self.event(EventReason::Started, format!("revision {latest} goes through {steps} {noun}"));
             self.refuse_again(latest);
             if stood_in {
                 self.go_on_serving(latest);
@@ -345,6 +354,11 @@ impl Evaluation<'_> {
         }
         self.no_longer_late();
         self.drop_condition(HELD);
+        if self.has_condition("Promoted", true) {
+            // From now on its pods are replaced, and not all are of it.
+            let message = format!("revision {} was promoted", self.status.approved_revision);
+            self.condition("Promoted", true, EventReason::Promoted.name(), &message);
+        }
         // Pods that were missing were those of another revision.
         self.drop_condition(CAPACITY);
     }

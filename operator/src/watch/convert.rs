@@ -11,6 +11,7 @@ use kube::{Resource, ResourceExt as _};
 use serde::Deserialize as _;
 use tulle_crds::{WorkloadKind, keys};
 
+use super::crashes::crashes;
 use super::wire;
 use crate::model::gateway::{RouteKey, RouteKind, RouteObject, RouteSpec};
 use crate::model::object::ServicePort;
@@ -100,6 +101,8 @@ pub(super) fn pod(object: &wire::Pod) -> Pod {
         skipped_ports: skipped_ports(spec),
         declared_ports: declared_ports(spec),
         containers_ready: holds("ContainersReady"),
+        containers_since_unix: containers_since(status),
+        crashes: crashes(status),
         ready: holds("Ready"),
         ready_unix: ready_since(status),
         started_unix: started(object),
@@ -125,6 +128,13 @@ fn is_sidecar(container: &wire::Container) -> bool {
 fn ready_since(status: &wire::PodStatus) -> i64 {
     let mut conditions = status.conditions.iter().flatten();
     let ready = conditions.find(|condition| condition.type_ == "Ready" && condition.status == "True");
+    ready.and_then(|ready| ready.since.as_ref()).map_or(0, |since| since.0.as_second())
+}
+
+/// When the containers of a pod became ready, or ceased to be, in seconds since 1970. 0: the condition does not say.
+fn containers_since(status: &wire::PodStatus) -> i64 {
+    let mut conditions = status.conditions.iter().flatten();
+    let ready = conditions.find(|condition| condition.type_ == "ContainersReady");
     ready.and_then(|ready| ready.since.as_ref()).map_or(0, |since| since.0.as_second())
 }
 
@@ -342,6 +352,20 @@ mod tests {
         let mut spec = json!({"containers": [{"name": "app"}], "nodeSelector": {"disk": "ssd"}});
         spec[field] = value;
         spec
+    }
+
+    #[test]
+    fn since_when_containers_are_ready_or_not_is_read_from_their_condition() {
+        let since = |status: &str| {
+            let at = "1970-01-01T00:01:40Z";
+            let condition = json!({"type": "ContainersReady", "status": status, "lastTransitionTime": at});
+            let status = json!({"conditions": [condition]});
+            let object =
+                json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "status": status});
+            let pod = pod(&serde_json::from_value(object).unwrap());
+            (pod.containers_ready, pod.containers_since_unix)
+        };
+        assert_eq!((since("True"), since("False")), ((true, 100), (false, 100)));
     }
 
     #[test]

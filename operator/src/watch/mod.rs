@@ -13,6 +13,7 @@
 //! ```
 
 mod convert;
+mod crashes;
 mod follow;
 pub mod gateway;
 mod records;

@@ -170,6 +170,36 @@ pub(super) struct PodStatus {
     #[serde(rename = "podIPs")]
     pub(super) pod_ips: Option<Vec<PodIp>>,
     pub(super) conditions: Option<Vec<PodCondition>>,
+    pub(super) container_statuses: Option<Vec<ContainerStatus>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct ContainerStatus {
+    pub(super) name: String,
+    pub(super) restart_count: u32,
+    pub(super) state: Option<ContainerState>,
+    pub(super) last_state: Option<ContainerState>,
+}
+
+/// Of the three states of a container, those in which it does not run.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ContainerState {
+    pub(super) waiting: Option<ContainerWaiting>,
+    pub(super) terminated: Option<ContainerTerminated>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ContainerWaiting {
+    pub(super) reason: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct ContainerTerminated {
+    pub(super) finished_at: Option<Time>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

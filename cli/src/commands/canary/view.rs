@@ -13,10 +13,11 @@ use super::{dash, next};
 use crate::output::{Colour, Output, Table};
 
 /// Conditions that say what a rollout waits for, and the status in which they do.
-const OBSTACLES: [(&str, &str); 9] = [
+const OBSTACLES: [(&str, &str); 10] = [
     ("Ready", "False"),
     ("Split", "False"),
     ("Capacity", "False"),
+    ("PodsHealthy", "False"),
     ("Acknowledged", "False"),
     ("DeadlineExceeded", "True"),
     ("Stalled", "True"),

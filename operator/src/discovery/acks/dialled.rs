@@ -68,6 +68,21 @@ impl AckTracker {
         Some(PodDialling { service, clients: found.len(), first: first.pod.clone(), by_choice })
     }
 
+    /// Whether any sidecar has subscribed to an address of a Service of the workload or of one of its pods, or to one from
+    /// which routes lead there. A sidecar forgets an address that it has not used for ten minutes.
+    pub fn has_clients(&self, model: &Model, canary: &Key, workload: &WorkloadKey) -> bool {
+        let dialled = model.dialled(workload);
+        let (own, relayed) = (lock(&self.own), lock(&self.relayed));
+        let (own, relayed): (&Sidecars, &Sidecars) = (&own, &relayed);
+        let is_used = |address: &SocketAddr| {
+            let is_silent = own.clients(model, relayed, *address).is_empty()
+                && relayed.clients(model, own, *address).is_empty();
+            !is_silent
+        };
+        dialled.services.iter().chain(&dialled.pods).any(is_used)
+            || model.shared_addresses(canary).iter().any(|shared| is_used(&shared.address))
+    }
+
     /// Adds clients that find the pods of a workload by themselves. Returns all that are known: a gate that opens does
     /// not make a load balancer of a scraper.
     fn remember_finders(&self, workload: &WorkloadKey, found: HashSet<Arc<str>>) -> HashSet<Arc<str>> {

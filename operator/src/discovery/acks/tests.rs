@@ -401,6 +401,21 @@ fn a_scraper_is_still_known_when_the_gates_are_open_and_until_its_pod_is_gone() 
 }
 
 #[test]
+fn a_workload_has_clients_while_a_sidecar_uses_an_address_of_its_services_or_pods() {
+    let canary = key("shop", "web");
+    let has = |routes: &[(&str, &str)]| routed(routes).has_clients(&with_front(), &canary, &web());
+    assert!(!has(&[]));
+    assert!(!has(&[("uid-front", "10.96.0.7:80")]), "that is another Service");
+    assert!(has(&[("uid-front", "10.96.0.1:80")]));
+    assert!(has(&[("uid-front", "10.1.0.1:8080")]));
+    let acks = routed(&[]);
+    acks.relayed("uid-front", SidecarEvent::Connected);
+    let route: Name = (ResourceType::Route as i32, "10.96.0.1:80".into());
+    acks.relayed("uid-front", SidecarEvent::Sent(route, none()));
+    assert!(acks.has_clients(&with_front(), &canary, &web()), "another replica serves its sidecar");
+}
+
+#[test]
 fn an_address_that_is_unsubscribed_is_dialled_no_more() {
     let route: Name = (ResourceType::Route as i32, "10.1.0.1:8080".into());
     let acks = AckTracker::default();

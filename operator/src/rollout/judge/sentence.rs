@@ -338,6 +338,7 @@ fn facts(evidence: &Evidence) -> String {
         let share = share(totals.failures, totals) * 100.0;
         let unreached = match totals.unreached {
             0 => String::new(),
+            1 => "; 1 of them was never reached".to_owned(),
             unreached => format!("; {unreached} of them were never reached"),
         };
         format!("{} of {} ({share:.2}%{unreached})", totals.failures, totals.attempts)

@@ -476,6 +476,8 @@ fn the_sentence_names_the_numbers() {
     );
     evidence.canary.unreached = 12;
     assert!(judge(&evidence, &rules, false).because.contains("(20.00%; 12 of them were never reached)"));
+    evidence.canary.unreached = 1;
+    assert!(judge(&evidence, &rules, false).because.contains("(20.00%; 1 of them was never reached)"));
 }
 
 #[test]

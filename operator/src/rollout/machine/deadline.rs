@@ -65,6 +65,7 @@ impl Evaluation<'_> {
     fn may_promote_undecided(&self, target: &WorkloadSeen) -> bool {
         !self.is_obstructed(target)
             && !self.unfit()
+            && !self.has_unhealthy_pod(target)
             && self.pods_on_trial(target).any(|pod| pod.containers_ready)
     }
 

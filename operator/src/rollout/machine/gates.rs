@@ -1,6 +1,6 @@
 //! Pods behind gates: how many of them a weight needs, which gates are opened and which are shut again.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::SignedDuration;
 use tulle_crds::{CanaryStatus, WorkloadKind};
 use tulle_mesh::event_reason::EventReason;
@@ -17,6 +17,8 @@ const SHORT_FOR: SignedDuration = SignedDuration::from_secs(60);
 /// How the message ends from then on, so that the event is published once.
 const LASTING: &str = "; this has lasted for more than a minute";
 
+/// The reason of [`CAPACITY`] where pods that take traffic are too few and the step does not wait for others.
+const FEWER: &str = "FewerPods";
 /// The reason of [`CAPACITY`] where pods are missing no more.
 const ENOUGH: &str = "EnoughPods";
 /// What it says then.
@@ -31,12 +33,19 @@ pub(super) fn is_ungated(pod: &PodSeen) -> bool {
 
 /// Whether a step waits for pods.
 pub(super) fn is_short_of_pods(status: &CanaryStatus) -> bool {
-    status.conditions.iter().any(|condition| condition.type_ == CAPACITY && condition.status == "False")
+    let waits = |condition: &Condition| condition.status == "False" && condition.reason != FEWER;
+    status.conditions.iter().any(|condition| condition.type_ == CAPACITY && waits(condition))
 }
 
 /// What an action says of a pod.
 pub(super) fn name(pod: &PodSeen) -> PodName {
     PodName { name: pod.name.clone(), uid: pod.uid.to_string() }
+}
+
+/// Pods that a share of the requests needs.
+fn pods_for(percent: u32, replicas: u32, headroom: f64, most: usize) -> usize {
+    let pods = f64::from(percent.min(100)) / 100.0 * f64::from(replicas) * headroom;
+    (pods.ceil() as usize).min(most).max(usize::from(percent > 0))
 }
 
 impl Evaluation<'_> {
@@ -90,11 +99,8 @@ impl Evaluation<'_> {
         let mine: Vec<_> = self.pods_on_trial(target).collect();
         let ready = mine.iter().filter(|pod| pod.containers_ready).count();
         let most = self.most_pods(target, mine.len());
-        let pods = |percent: u32, headroom: f64| {
-            let pods = f64::from(percent.min(100)) / 100.0 * f64::from(target.replicas) * headroom;
-            (pods.ceil() as usize).min(most).max(usize::from(percent > 0))
-        };
-        let needed = pods(wanted.weight + wanted.mirror(), headroom).max(usize::from(wanted.exposes()));
+        let pods = |percent: u32, headroom: f64| pods_for(percent, target.replicas, headroom, most);
+        let needed = self.needed(target, wanted, mine.len());
         if ready >= needed {
             self.no_longer_short();
             self.condition(CAPACITY, true, ENOUGH, HAS_PODS);
@@ -109,7 +115,7 @@ impl Evaluation<'_> {
             self.actions.push(Action::OpenGate(name(parked)));
         }
         let message = self.shortage(wanted, needed, ready, mine.len());
-        self.show_shortage(message, None);
+        self.show_shortage(EventReason::TooFewPods.name(), message, None);
         // Where users look first. The judge's sentence was written anew at this look, if there is one.
         let waits = format!("step {} waits for pods: {ready} of {needed} are ready", self.status.step + 1);
         if is_exposed(&self.status) {
@@ -119,6 +125,29 @@ impl Evaluation<'_> {
             self.status.evidence_summary = waits;
         }
         false
+    }
+
+    /// How many ready pods of the new revision a step needs. `existing`: how many there are.
+    fn needed(&self, target: &WorkloadSeen, wanted: &Wanted, existing: usize) -> usize {
+        let most = self.most_pods(target, existing);
+        let percent = wanted.weight + wanted.mirror();
+        let needed = pods_for(percent, target.replicas, self.spec.capacity.headroom, most);
+        needed.max(usize::from(wanted.exposes()))
+    }
+
+    /// Whether the new revision has the pods for what flows already. That it has lost some, or that the target was scaled up,
+    /// is shown, and no reason to give up a stable pod.
+    pub(super) fn show_capacity(&mut self, target: &WorkloadSeen, flows: &Wanted) {
+        let existing = self.pods_on_trial(target).count();
+        let ready = self.pods_on_trial(target).filter(|pod| pod.containers_ready).count();
+        let needed = self.needed(target, flows, existing);
+        if ready < needed {
+            let message = self.shortage(flows, needed, ready, existing);
+            return self.show_shortage(FEWER, message, None);
+        }
+        if self.has_condition(CAPACITY, false) {
+            self.condition(CAPACITY, true, ENOUGH, HAS_PODS);
+        }
     }
 
     /// How many pods a step lacks. Where there are pods that are not ready, with the command that says why; otherwise the
@@ -142,7 +171,7 @@ impl Evaluation<'_> {
     pub(super) fn show_unready(&mut self, since: &Time) {
         let (revision, pods) = (&self.status.canary_revision, self.pods_command("describe"));
         let message = format!("no pod of revision {revision} is ready, see {pods}{}", self.paused_hint());
-        self.show_shortage(message, Some(since));
+        self.show_shortage(EventReason::TooFewPods.name(), message, Some(since));
     }
 
     /// Whether there are pods of the approved version, and none of them is ready.
@@ -160,7 +189,7 @@ impl Evaluation<'_> {
             self.pods_command("describe"),
             self.paused_hint()
         );
-        self.show_shortage(message, None);
+        self.show_shortage(EventReason::TooFewPods.name(), message, None);
     }
 
     /// The target is scaled to zero in the middle of a rollout, as a user wants it.
@@ -197,22 +226,21 @@ impl Evaluation<'_> {
 
     /// Pods are missing. Most come within seconds; that they do not is an event, once until they have come. `since`: where
     /// it is not the condition that says since when.
-    fn show_shortage(&mut self, message: String, since: Option<&Time>) {
-        let reason = EventReason::TooFewPods;
+    fn show_shortage(&mut self, reason: &str, message: String, since: Option<&Time>) {
         let short = self.status.conditions.iter().find(|c| c.type_ == CAPACITY && c.status == "False");
         let known = short.is_some_and(|c| c.message.ends_with(LASTING));
         let lasts = self.elapsed(since.or(short.map(|c| &c.last_transition_time))) >= SHORT_FOR;
         let message = if lasts { message + LASTING } else { message };
         if lasts && !known {
-            self.event(reason, message.clone());
+            self.event(EventReason::TooFewPods, message.clone());
         }
-        self.condition(CAPACITY, false, reason.name(), &message);
+        self.condition(CAPACITY, false, reason, &message);
     }
 
     /// The step waits for no pods: its weight flows, or something else holds it. Nobody counts
     /// them then, and an old count would let the deadline of the Deployment run.
     pub(super) fn no_longer_short(&mut self) {
-        if is_short_of_pods(&self.status) {
+        if self.has_condition(CAPACITY, false) {
             self.drop_condition(CAPACITY);
             // At this look the rollout may have failed, and why must stay.
             if self.is_on_trial() && !is_exposed(&self.status) {

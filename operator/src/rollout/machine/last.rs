@@ -9,6 +9,7 @@ use super::gates::{CAPACITY, is_ungated};
 use super::held::HELD;
 use super::report::SPLIT;
 use super::steps::sticky;
+use super::unhealthy::HEALTHY;
 use super::{Action, Evaluation};
 use crate::model::WorkloadSeen;
 use crate::rollout::exposure::is_exposed;
@@ -153,7 +154,7 @@ impl Evaluation<'_> {
         self.expose(100, (steering != CanarySteering::default()).then_some(steering));
         let (promote, abort) = (self.action_command("promote"), self.action_command("abort"));
         let message = format!(
-            "revision {} takes all traffic and stays on trial: no pod of revision {} is left to compare with, as after the target was scaled down; {promote} accepts it, {abort} fails it",
+            "revision {} takes all traffic and stays on trial: no pod of revision {} is left to compare with (the target was scaled down, or its pods are replaced without a surge); {promote} accepts it, {abort} fails it",
             self.status.canary_revision, self.status.approved_revision
         );
         self.event(EventReason::NothingToCompareWith, message);
@@ -189,6 +190,7 @@ impl Evaluation<'_> {
         self.drop_condition(CAPACITY);
         self.drop_condition(HELD);
         self.drop_condition(SPLIT);
+        self.drop_condition(HEALTHY);
         self.show_paused();
     }
 

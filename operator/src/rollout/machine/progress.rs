@@ -69,11 +69,15 @@ impl Evaluation<'_> {
             }
             return;
         }
-        self.no_longer_short();
+        if differs {
+            self.no_longer_short();
+        } else {
+            self.show_capacity(target, &wanted);
+        }
         if self.acknowledged {
             match self.status.step_started {
                 None => self.status.step_started = Some(Time(self.seen.now)),
-                Some(_) => self.decide(&step),
+                Some(_) => self.decide(&step, target),
             }
         }
     }
@@ -205,6 +209,7 @@ impl Evaluation<'_> {
             let alone = format!("; no pod of revision {} is left beside it", self.status.approved_revision);
             self.status.evidence_summary.push_str(&alone);
         }
+        self.say_which_pod(target);
         let silent = self.of_silence(&judged);
         self.show_held(silent.as_ref().unwrap_or(&judged));
     }
@@ -223,6 +228,11 @@ impl Evaluation<'_> {
                 _ => "; no Service selects the target",
             };
             self.status.evidence_summary.push_str(none);
+        } else if let Some(unselected) = self.unselected(target) {
+            self.status.evidence_summary.push_str("; ");
+            self.status.evidence_summary.push_str(&unselected);
+        } else if self.is_without_clients() {
+            CLIENTLESS.clone_into(&mut self.status.evidence_summary);
         } else if let Some(silence) = self.silence().filter(|silence| attempts == 0 || silence.is_long) {
             let sentence = silence.sentence(attempts > 0);
             self.status.evidence_summary = match attempts {
@@ -264,9 +274,9 @@ impl Evaluation<'_> {
         canary.attempts >= UNFIT_AFTER && canary.failures.saturating_mul(2) > canary.attempts
     }
 
-    fn decide(&mut self, step: &Step) {
+    fn decide(&mut self, step: &Step, target: &WorkloadSeen) {
         let held = self.elapsed(self.status.step_started.as_ref());
-        if hold(step).is_none_or(|hold| held < hold) {
+        if hold(step).is_none_or(|hold| held < hold) || self.has_unhealthy_pod(target) {
             return;
         }
         let judged = self.judge_unless_silent();
@@ -315,6 +325,9 @@ impl Evaluation<'_> {
         }
     }
 }
+
+/// What users read where no sidecar could share out requests.
+pub(super) const CLIENTLESS: &str = "no client with a sidecar sends requests to the target's Services, so there is nothing to share out and nothing to judge: give its clients, such as the ingress, a sidecar, or decide with promote@ID or abort@ID in the annotation tulle.dev/action";
 
 /// Whether no Service selects the pods of the target. Without pods that is unknown.
 pub(super) fn has_no_service(target: &WorkloadSeen) -> bool {

@@ -81,6 +81,8 @@ fn world() -> Observation {
         block: Vec::new(),
         block_ended: false,
         obstacles: Vec::new(),
+        clientless: false,
+        failing: None,
         undo_forbidden: false,
         action: None,
         conflict: None,

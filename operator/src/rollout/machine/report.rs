@@ -8,8 +8,9 @@ use super::deadline::LATE;
 use super::gates::CAPACITY;
 use super::held::HELD;
 use super::last::SERVING_FAILED;
-use super::progress::has_no_service;
+use super::progress::{CLIENTLESS, has_no_service};
 use super::returning::RETURNING;
+use super::unhealthy::HEALTHY;
 use super::{Action, Evaluation};
 use crate::discovery::Acknowledgement;
 use crate::model::WorkloadSeen;
@@ -23,11 +24,12 @@ const STALLED: &str = "Stalled";
 pub(super) const SPLIT: &str = "Split";
 /// Every condition that this build writes. One that an operator of another version has left would stay for ever, with
 /// advice that is no longer right.
-const CONDITIONS: [&str; 12] = [
+const CONDITIONS: [&str; 13] = [
     "Ready",
     "Progressing",
     ACKNOWLEDGED,
     CAPACITY,
+    HEALTHY,
     SPLIT,
     HELD,
     LATE,
@@ -93,6 +95,12 @@ impl Evaluation<'_> {
                 let message = "no Service selects the target, so no request reaches the new revision by its weight: create one, or correct the labels of the pod template";
                 return self.condition(SPLIT, false, "NoService", message);
             }
+            if let Some(unselected) = self.unselected(target) {
+                return self.condition(SPLIT, false, "NoService", &unselected);
+            }
+            if self.is_without_clients() {
+                return self.condition(SPLIT, false, "NoMeshedClient", CLIENTLESS);
+            }
             let message = "every Service of the target can be split";
             return self.condition(SPLIT, true, "SplitApplies", message);
         };
@@ -105,6 +113,24 @@ impl Evaluation<'_> {
             first.service, first.reason
         );
         self.show_obstacle(first.code, &message);
+    }
+
+    /// The Service that does not select the pods on trial, although it selects others of the target.
+    pub(super) fn unselected(&self, target: &WorkloadSeen) -> Option<String> {
+        let mut pods = self.pods_on_trial(target);
+        let first = pods.next()?.unselected.as_ref()?;
+        pods.all(|pod| pod.unselected.is_some()).then(|| {
+            format!(
+                "Service {} does not select the pods of revision {}, which lack the label {}, so no request reaches them by its weight: correct the labels of the pod template, or the selector",
+                first.service, self.status.canary_revision, first.label
+            )
+        })
+    }
+
+    /// Whether no sidecar sends to the target. One that did in this rollout may just have nothing to send.
+    pub(super) fn is_without_clients(&self) -> bool {
+        let evidence = self.evidence();
+        self.seen.clientless && evidence.canary.attempts == 0 && evidence.stable.attempts == 0
     }
 
     fn show_obstacle(&mut self, code: EventReason, message: &str) {

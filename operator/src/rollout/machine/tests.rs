@@ -6,6 +6,7 @@ mod missing;
 mod pods;
 mod returning;
 mod strategies;
+mod unhealthy;
 
 use serde_json::json;
 use tulle_crds::{AttemptTotals, CanaryAction, CanarySpec, CanaryStatus, Phase};
@@ -54,6 +55,8 @@ impl World {
             block: Vec::new(),
             block_ended: false,
             obstacles: Vec::new(),
+            clientless: false,
+            failing: None,
             undo_forbidden: false,
             action: None,
             conflict: None,
@@ -230,6 +233,7 @@ fn pod(name: &str, revision: &str, parked: bool) -> PodSeen {
         parked,
         opened: false,
         terminating: false,
+        ..PodSeen::default()
     }
 }
 
