@@ -140,6 +140,11 @@ impl Output {
                 self.pieces.pop_front();
             }
         }
+        if self.length > 0 && self.written >= KEPT {
+            // Under way without end, the output is never empty: what is written goes all the same.
+            self.copied.advance(self.written);
+            self.written = 0;
+        }
         if self.length == 0 {
             self.copied.clear();
             self.written = 0;

@@ -192,6 +192,13 @@ impl Shared {
         self.next_turn();
     }
 
+    /// Calls as many of those that wait for the connection's window as it has room for, in frames.
+    pub(super) fn next_window_turns(&mut self) {
+        if let Ok(window @ 1..) = usize::try_from(self.send_window) {
+            self.window_turns.call(window.div_ceil(MAX_PAYLOAD));
+        }
+    }
+
     /// Calls the next of those that wait for room in the output.
     pub(super) fn next_turn(&mut self) {
         if self.out.len() < OUTPUT {
@@ -247,22 +254,38 @@ impl Shared {
         }
     }
 
-    /// Bytes of DATA have been read or dropped: the peer may send as many again, once they are half of what it may.
+    /// Bytes of DATA have been read or dropped: the peer may send as many again, once they are half of what it may, or of
+    /// what is left because others do not read theirs.
     pub(super) fn give_back(&mut self, bytes: u32) {
         self.consumed += bytes;
-        if self.consumed >= self.window / 2 {
+        let left = (self.window / 2).min(self.granted);
+        if self.consumed > 0 && self.consumed >= left {
             let grant = std::mem::take(&mut self.consumed);
             self.granted += grant;
             self.append(|out| frame::put(out, frame::WINDOW_UPDATE, 0, 0, &grant.to_be_bytes()));
         }
     }
 
-    /// A stream has ended; whether it was there.
-    pub(super) fn forget(&mut self, id: u32) -> bool {
+    /// Bytes that the peer may send, or will be granted.
+    #[cfg(test)]
+    pub(super) fn may_send(&self) -> u32 {
+        self.granted + self.consumed
+    }
+
+    /// A stream has come to its end: its client may give up another one.
+    pub(super) fn ended(&mut self, id: u32) {
+        self.forget(id);
+        self.has_let_end();
+    }
+
+    /// A client has let a request end.
+    pub(super) fn has_let_end(&mut self) {
+        self.resets_left = (self.resets_left + 1).min(MAX_STREAMS);
+    }
+
+    /// A stream is over; whether it was there.
+    fn forget(&mut self, id: u32) -> bool {
         let was_there = self.streams.remove(&id).is_some();
-        if was_there && self.role == Role::Server {
-            self.resets_left = (self.resets_left + 1).min(MAX_STREAMS);
-        }
         if self.streams.is_empty() && (self.is_leaving || self.leaving == Leaving::Heard) {
             self.wake_driver();
         }
@@ -285,14 +308,15 @@ impl Shared {
         self.append(|out| frame::put(out, frame::RST_STREAM, 0, id, &code.0.to_be_bytes()));
     }
 
-    /// Ends a stream of whose peer this was a mistake.
-    fn fail(&mut self, id: u32, code: ErrorCode) {
+    /// Ends a stream of whose peer this was a mistake (CVE-2025-8671).
+    fn fail(&mut self, id: u32, code: ErrorCode) -> Result<(), Broken> {
         if let Some(state) = self.streams.get(&id) {
             let mut state = state.borrow_mut();
             state.send_ended = true;
             state.fail(Failed::Lost);
         }
         self.reset(id, code);
+        if self.role == Role::Server { self.premature_reset() } else { Ok(()) }
     }
 
     /// Says that nothing more is taken, behind the last stream that is.
@@ -327,14 +351,15 @@ impl Shared {
     }
 
     /// Opens a stream, for a client.
-    pub(super) fn open(&mut self, is_head: bool, end: bool) -> Option<(u32, Rc<RefCell<StreamState>>)> {
+    /// `is_unmeasured`: the length that its answer declares is none of a body.
+    pub(super) fn open(&mut self, is_unmeasured: bool, end: bool) -> Option<(u32, Rc<RefCell<StreamState>>)> {
         if self.is_closed || self.is_leaving || self.next_stream > i32::MAX as u32 {
             return None;
         }
         let id = self.next_stream;
         self.next_stream += 2;
         let mut state = StreamState::new(SHARED_STREAM_WINDOW, self.peer_window);
-        (state.is_head, state.send_ended) = (is_head, end);
+        (state.is_unmeasured, state.send_ended) = (is_unmeasured, end);
         let state = Rc::new(RefCell::new(state));
         self.streams.insert(id, Rc::clone(&state));
         Some((id, state))

@@ -63,6 +63,8 @@ struct Driver<S> {
     decoder: Decoder,
     /// A header block that goes on: of which stream, whether that ends with it, how many frames it has come in, and itself.
     open_block: Option<(u32, bool, u32, BytesMut)>,
+    /// Nothing is read any more.
+    has_ended: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
@@ -73,6 +75,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             input: Input::new(read, role == Role::Server),
             decoder: Decoder::default(),
             open_block: None,
+            has_ended: false,
         }
     }
 
@@ -219,6 +222,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
     /// Ends the connection and all its streams. What is to be written still is, unless that takes long.
     async fn end(&mut self) {
+        self.has_ended = true;
         let waiting = {
             let mut shared = self.shared.borrow_mut();
             let waiting = std::mem::take(&mut shared.out);
@@ -311,6 +315,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Server<S> {
     /// # Errors
     /// [`ConnectionError`]; there is nothing more.
     pub async fn accept(&mut self) -> Option<Result<(Incoming, SendStream, RecvStream), ConnectionError>> {
+        if self.0.has_ended {
+            return None;
+        }
         let ended = poll_fn(|cx| {
             let had = !self.0.shared.borrow().accepted.is_empty();
             // Requests whose connection has ended meanwhile are not begun.
@@ -401,10 +408,10 @@ impl Client {
         end: bool,
         grpc_timeout: Option<&[u8]>,
     ) -> Option<(SendStream, RecvStream)> {
-        let is_head = head.request_line().0 == "HEAD";
+        let is_unmeasured = head.request_line().0 == "HEAD" || head.is_connect();
         let (id, state) = {
             let mut shared = self.shared.borrow_mut();
-            let opened = shared.open(is_head, end)?;
+            let opened = shared.open(is_unmeasured, end)?;
             shared.block(opened.0, end, |to| super::head::encode_request(to, head, grpc_timeout));
             opened
         };

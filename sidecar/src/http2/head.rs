@@ -32,7 +32,11 @@ pub fn request_head(block: &mut Block, end: bool) -> Result<Head, Failure> {
     if is_too_large(&target, authority.as_ref(), headers) {
         return Err(Failure::ClientHeadTooLong);
     }
-    let host = headers.iter().find(|(name, _)| &name[..] == b"host").map(|(_, value)| value);
+    let mut hosts = headers.iter().filter(|(name, _)| &name[..] == b"host").map(|(_, value)| value);
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Failure::ClientBadRequest("more than one Host"));
+    }
     match (authority, host) {
         (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host) => {
             return Err(Failure::ClientBadRequest("Host and :authority name different hosts"));
@@ -60,6 +64,13 @@ fn check_target(method: &[u8], target: &[u8], authority: Option<&[u8]>) -> Resul
     let authority = authority.unwrap_or_default();
     if !is_visible(target) || !is_visible(authority) {
         return Err(Failure::ClientBadRequest("a path or :authority with spaces"));
+    }
+    // As in HTTP/1: rules about paths could not judge it.
+    if std::str::from_utf8(target).is_err() || std::str::from_utf8(authority).is_err() {
+        return Err(Failure::ClientBadRequest("a path or :authority that is not UTF-8"));
+    }
+    if method != b"CONNECT" && target.contains(&b'#') {
+        return Err(Failure::ClientBadRequest("a fragment in a path"));
     }
     // RFC 9113 §8.3.1: without user information, which some would take for the host.
     if authority.contains(&b'@') {
@@ -367,6 +378,8 @@ mod tests {
             ("GET", "a/", &[("host", "b")]),
             ("GET", "a b/", &[]),
             ("GET", "a/b c", &[]),
+            ("GET", "a/b#c", &[]),
+            ("GET", "/", &[("host", "a"), ("host", "b")]),
             ("GE T", "a/", &[]),
             ("GET", "*", &[("host", "a")]),
             ("POST", "a/", &[("content-length", "+5")]),

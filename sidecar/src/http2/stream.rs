@@ -57,8 +57,8 @@ pub(super) struct StreamState {
     consumed: u32,
     /// Bytes that are still to come of those that were declared.
     left: Option<u64>,
-    /// The request of an answer was HEAD: its declared length is none of a body.
-    pub(super) is_head: bool,
+    /// The request was HEAD or CONNECT: the length that its answer declares is none of a body.
+    pub(super) is_unmeasured: bool,
     /// The final head of the answer has come.
     is_answered: bool,
     /// The peer has sent its end.
@@ -82,7 +82,7 @@ impl StreamState {
             window,
             consumed: 0,
             left: None,
-            is_head: false,
+            is_unmeasured: false,
             is_answered: false,
             peer_ended: false,
             is_read: false,
@@ -94,8 +94,9 @@ impl StreamState {
 
     /// Of a request that has arrived.
     pub(super) fn of_request(window: u32, send_window: i64, block: &Block, end: bool) -> Self {
+        let is_connect = block.method.as_deref() == Some(b"CONNECT");
         Self {
-            left: block.declared(),
+            left: if is_connect { None } else { block.declared() },
             is_answered: true,
             peer_ended: end,
             is_read: end,
@@ -126,6 +127,12 @@ impl StreamState {
         self.wake_sender();
     }
 
+    /// Bytes that wait to be read; they are dropped.
+    #[cfg(test)]
+    pub(super) fn unread(&mut self) -> usize {
+        self.arrived.clear()
+    }
+
     /// How much of the content of a frame will be read by somebody.
     pub(super) fn keeps(&self, content: &Bytes) -> u32 {
         if self.is_unread { 0 } else { content.len() as u32 }
@@ -145,6 +152,9 @@ impl StreamState {
         self.granted = self.granted.checked_sub(taken).ok_or(ErrorCode::FLOW_CONTROL_ERROR)?;
         if let Some(left) = &mut self.left {
             *left = left.checked_sub(content.len() as u64).ok_or(ErrorCode::PROTOCOL_ERROR)?;
+            if end && *left > 0 {
+                return Err(ErrorCode::PROTOCOL_ERROR);
+            }
         }
         // Padding is not read: it is granted again with what is.
         self.consumed += taken - content.len() as u32;
@@ -177,7 +187,7 @@ impl StreamState {
         }
         if !matches!(block.status, Some(..200)) {
             self.is_answered = true;
-            let has_body = !self.is_head && !matches!(block.status, Some(204 | 304));
+            let has_body = !self.is_unmeasured && !matches!(block.status, Some(204 | 304));
             self.left = if has_body { block.declared() } else { None };
         }
         let waiting = self.arrived.others().filter_map(|event| match event {
@@ -327,6 +337,7 @@ impl SendStream {
             let mut shared = turn.0.connection.borrow_mut();
             shared.data(turn.0.id, piece);
             shared.next_turn();
+            shared.next_window_turns();
         }
         Ok(())
     }
@@ -388,6 +399,8 @@ impl SendStream {
             }
             if shared.send_window <= 0 {
                 shared.window_turns.join(self.id, cx.waker());
+            } else if shared.window_turns.leave(self.id) {
+                shared.next_window_turns();
             }
             remember(&mut state.sender, cx);
             return Poll::Pending;
@@ -398,6 +411,7 @@ impl SendStream {
             return Poll::Pending;
         }
         shared.turns.leave(self.id);
+        shared.window_turns.leave(self.id);
         let room = wanted.min(TURN).min(granted);
         state.send_window -= room as i64;
         shared.send_window -= room as i64;
@@ -418,7 +432,9 @@ struct InLine<'a>(&'a SendStream);
 impl Drop for InLine<'_> {
     fn drop(&mut self) {
         let mut shared = self.0.connection.borrow_mut();
-        shared.window_turns.leave(self.0.id);
+        if shared.window_turns.leave(self.0.id) {
+            shared.next_window_turns();
+        }
         if shared.turns.leave(self.0.id) {
             shared.next_turn();
         }
@@ -446,8 +462,9 @@ fn settle(connection: &Rc<RefCell<Shared>>, id: u32, state: &Rc<RefCell<StreamSt
         return;
     }
     if is_ended {
-        connection.borrow_mut().forget(id);
+        connection.borrow_mut().ended(id);
     } else if is_unread && state.borrow().send_ended {
+        connection.borrow_mut().has_let_end();
         reset(connection, id, state, ErrorCode::NO_ERROR);
     }
 }

@@ -1,5 +1,6 @@
 //! A whole connection, as its peer sees it.
 
+mod abuse;
 mod foreign;
 
 use std::rc::Rc;

@@ -141,14 +141,19 @@ async fn next_head(reader: &mut Reader, mut idle: Pin<&mut Sleep>) -> Result<Opt
 
 async fn http2(peer: Rc<Peer>, stream: TcpStream, read: BytesMut) -> Result<(), Failure> {
     let mut connection = http2::Server::new(stream, read);
-    let mut idle = pin!(sleep(HANDSHAKE));
+    let (mut idle, mut is_settled) = (pin!(sleep(HANDSHAKE)), false);
     loop {
         let accepted = tokio::select! {
             biased;
             accepted = connection.accept() => accepted,
             () = idle.as_mut() => {
-                if !connection.is_settled() {
-                    return Err(Failure::Timeout("the handshake"));
+                if !is_settled {
+                    if !connection.is_settled() {
+                        return Err(Failure::Timeout("the handshake"));
+                    }
+                    is_settled = true;
+                    idle.as_mut().reset(Instant::now() + KEEP_ALIVE);
+                    continue;
                 }
                 // Every request that runs holds its peer.
                 if Rc::strong_count(&peer) == HELD_BY_CONNECTION {

@@ -137,6 +137,23 @@ mod tests {
     }
 
     #[test]
+    fn what_has_been_written_takes_no_memory_though_more_always_waits() {
+        let mut output = Output::default();
+        let mut slow = Slow(Vec::new(), 10_000);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut queued = 0;
+        for number in 0..5_000_u32 {
+            while output.len() < 64 * 1024 {
+                output.data(number, Bytes::from(vec![0; 1_000]));
+                queued += 1_000 + frame::HEADER;
+            }
+            assert!(output.poll_write(Pin::new(&mut slow), &mut cx).is_ready());
+        }
+        assert!(output.held() < 512 * 1024, "{} bytes", output.held());
+        assert_eq!(slow.0.len() + output.len(), queued, "nothing is lost");
+    }
+
+    #[test]
     fn a_read_of_64_kib_is_split_evenly() {
         let mut output = Output::default();
         output.data(1, Bytes::from(vec![0; 65_536]));

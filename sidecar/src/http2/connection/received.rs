@@ -18,6 +18,8 @@ const CONTROL_FRAMES: u32 = 20_000;
 /// Streams that a client may give up before their answers, beyond those that it lets end (CVE-2023-44487): once all that
 /// it may have open, and this many a second.
 const RESETS_PER_SECOND: u32 = 200;
+/// A window that grows by less is hardly worth the frame.
+const SMALL_UPDATE: u32 = 256;
 /// Requests whose client has gone, or that were refused, may still be ending: beside those that are open.
 const MAX_LIVE: usize = 2 * MAX_STREAMS as usize;
 
@@ -41,6 +43,8 @@ impl Broken {
         Self { code: ErrorCode::ENHANCE_YOUR_CALM, why }
     }
 }
+
+const TOO_WIDE: Broken = Broken { code: ErrorCode::FLOW_CONTROL_ERROR, why: "a window that is too large" };
 
 impl Shared {
     /// Whether the peer has ever opened this stream, or we have.
@@ -90,8 +94,8 @@ impl Shared {
         drop(state);
         self.give_back(if result.is_ok() { taken - kept } else { taken });
         match result {
-            Err(code) => self.fail(header.stream, code),
-            Ok(()) if is_ended => drop(self.forget(header.stream)),
+            Err(code) => return self.fail(header.stream, code),
+            Ok(()) if is_ended => self.ended(header.stream),
             Ok(()) => {}
         }
         Ok(())
@@ -106,14 +110,15 @@ impl Shared {
             let is_ended = state.is_ended();
             drop(state);
             match result {
-                Err(code) => self.fail(id, code),
-                Ok(()) if is_ended => drop(self.forget(id)),
+                Err(code) => return self.fail(id, code),
+                Ok(()) if is_ended => self.ended(id),
                 Ok(()) => {}
             }
             return Ok(());
         }
         if self.role == Role::Client || id <= self.last_accepted {
-            if self.is_known(id) && !self.were_reset.contains(&id) {
+            // A server may not have come to the reset of a stream that was given up long ago.
+            if self.role == Role::Server && self.is_known(id) && !self.were_reset.contains(&id) {
                 let code = ErrorCode::STREAM_CLOSED;
                 return Err(Broken { code, why: "a header block for a stream that has ended" });
             }
@@ -163,18 +168,24 @@ impl Shared {
     pub(in crate::http2) fn settings(&mut self, payload: &[u8]) -> Result<(), Broken> {
         self.control()?;
         let (entries, _) = payload.as_chunks::<6>();
+        let mut window = None;
         for [n0, n1, v0, v1, v2, v3] in entries {
             let value = u32::from_be_bytes([*v0, *v1, *v2, *v3]);
             match u16::from_be_bytes([*n0, *n1]) {
                 frame::HEADER_TABLE_SIZE => self.table_size_is_due |= value < 4096,
                 frame::ENABLE_PUSH if value > 1 => return Err(Broken::protocol("a bad ENABLE_PUSH")),
                 frame::MAX_CONCURRENT_STREAMS => self.peer_streams = Some(value as usize),
-                frame::INITIAL_WINDOW_SIZE => self.initial_window(value)?,
+                frame::INITIAL_WINDOW_SIZE if value > i32::MAX as u32 => return Err(TOO_WIDE),
+                frame::INITIAL_WINDOW_SIZE => window = Some(value),
                 frame::MAX_FRAME_SIZE if !(16_384..1 << 24).contains(&value) => {
                     return Err(Broken::protocol("a bad MAX_FRAME_SIZE"));
                 }
                 _ => {}
             }
+        }
+        // Each goes over all streams: the last one counts.
+        if let Some(window) = window {
+            self.initial_window(window)?;
         }
         self.is_settled = true;
         if let Some(waker) = self.waits_for_settings.take() {
@@ -186,13 +197,9 @@ impl Shared {
 
     /// The peer takes another number of bytes of each stream; those that are open get the difference.
     fn initial_window(&mut self, value: u32) -> Result<(), Broken> {
-        let error = Broken { code: ErrorCode::FLOW_CONTROL_ERROR, why: "a window that is too large" };
         let value = i64::from(value);
-        if value > i64::from(i32::MAX) {
-            return Err(error);
-        }
         let wider = value - std::mem::replace(&mut self.peer_window, value);
-        self.streams.values().try_for_each(|state| state.borrow_mut().widen(wider)).map_err(|_| error)
+        self.streams.values().try_for_each(|state| state.borrow_mut().widen(wider)).map_err(|_| TOO_WIDE)
     }
 
     /// WINDOW_UPDATE has come.
@@ -203,10 +210,12 @@ impl Shared {
             }
             self.send_window += i64::from(bytes);
             if self.send_window > i64::from(i32::MAX) {
-                let code = ErrorCode::FLOW_CONTROL_ERROR;
-                return Err(Broken { code, why: "a window that is too large" });
+                return Err(TOO_WIDE);
             }
-            self.window_turns.call_all();
+            if bytes < SMALL_UPDATE {
+                self.control()?;
+            }
+            self.next_window_turns();
             return Ok(());
         }
         let Some(state) = self.streams.get(&id) else {
@@ -219,10 +228,7 @@ impl Shared {
         };
         let widened =
             if bytes == 0 { Err(ErrorCode::PROTOCOL_ERROR) } else { state.borrow_mut().widen(bytes.into()) };
-        if let Err(code) = widened {
-            self.fail(id, code);
-        }
-        Ok(())
+        widened.or_else(|code| self.fail(id, code))
     }
 
     /// PING has come.
@@ -281,7 +287,7 @@ impl Shared {
     }
 
     /// A client has given a request up, or has sent one that is refused.
-    fn premature_reset(&mut self) -> Result<(), Broken> {
+    pub(super) fn premature_reset(&mut self) -> Result<(), Broken> {
         if self.resets_left == 0 {
             let since = std::mem::replace(&mut self.resets_since, Instant::now());
             let seconds = since.elapsed().as_secs().min(u64::from(MAX_STREAMS)) as u32;

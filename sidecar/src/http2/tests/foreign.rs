@@ -14,7 +14,7 @@ async fn to_foreign_server() -> (Client, h2::server::Connection<DuplexStream, By
     (client, h2::server::handshake(far).await.unwrap())
 }
 
-fn get() -> Head {
+pub(super) fn get() -> Head {
     crate::http1::head::parse_request(&mut BytesMut::from(&b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n"[..]))
         .unwrap()
         .unwrap()
