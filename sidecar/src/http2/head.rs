@@ -45,7 +45,6 @@ pub fn request_head(block: &mut Block, end: bool) -> Result<Head, Failure> {
         _ => {}
     }
     let framing = framing(headers, end)?;
-    join_cookies(headers);
     if connect && !matches!(framing, Framing::None | Framing::Chunked | Framing::Length(0)) {
         return Err(Failure::ClientBadRequest("a CONNECT with a body"));
     }
@@ -86,31 +85,6 @@ fn check_target(method: &[u8], target: &[u8], authority: Option<&[u8]>) -> Resul
         return Err(Failure::ClientBadRequest("a path without a slash"));
     }
     Ok(())
-}
-
-/// Cookies that came in fields of their own are one again: to servers of HTTP/1 they are one field (RFC 9113 §8.2.3).
-fn join_cookies(headers: &mut Vec<(Bytes, Bytes)>) {
-    let is_cookie = |(name, _): &(Bytes, Bytes)| &name[..] == b"cookie";
-    let Some(first) = headers.iter().position(is_cookie) else { return };
-    let more: Vec<Bytes> = headers
-        .iter()
-        .skip(first + 1)
-        .filter(|line| is_cookie(line))
-        .map(|(_, value)| value.clone())
-        .collect();
-    if more.is_empty() {
-        return;
-    }
-    let mut place = 0..;
-    headers.retain(|line| place.next() == Some(first) || !is_cookie(line));
-    if let Some((_, value)) = headers.get_mut(first) {
-        let mut all = BytesMut::from(&value[..]);
-        for cookie in more {
-            all.extend_from_slice(b"; ");
-            all.extend_from_slice(&cookie);
-        }
-        *value = all.freeze();
-    }
 }
 
 /// Whether the head would be longer than HTTP/1 may bring, written as HTTP/1.
@@ -404,14 +378,6 @@ mod tests {
                 (authority.as_bytes(), &b"/a"[..])
             );
         }
-    }
-
-    #[test]
-    fn cookies_in_fields_of_their_own_are_one_for_servers_of_http_1() {
-        let crumbs = [("cookie", "a=1"), ("x", "y"), ("cookie", "b=2"), ("cookie", "c=3")];
-        let head = request("GET", "a/", &crumbs, true).unwrap();
-        let lines: Vec<_> = head.headers.iter().map(|(name, value)| (&name[..], &value[..])).collect();
-        assert_eq!(lines, [(&b"host"[..], &b"a"[..]), (b"cookie", b"a=1; b=2; c=3"), (b"x", b"y")]);
     }
 
     #[test]

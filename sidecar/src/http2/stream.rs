@@ -208,6 +208,14 @@ impl StreamState {
         Ok(())
     }
 
+    /// The peer wants no more of this stream, and has sent all that it had declared: Node resets a long answer so, in the
+    /// place of its end.
+    pub(super) fn end_by_length(&mut self) {
+        if self.left == Some(0) && !self.peer_ended {
+            let _ = self.end(None);
+        }
+    }
+
     fn end(&mut self, trailers: Option<Vec<(Bytes, Bytes)>>) -> Result<(), ErrorCode> {
         if self.left.is_some_and(|left| left > 0) {
             return Err(ErrorCode::PROTOCOL_ERROR);

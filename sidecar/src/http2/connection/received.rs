@@ -156,6 +156,9 @@ impl Shared {
         let is_premature = {
             let mut state = state.borrow_mut();
             let is_premature = !state.send_ended;
+            if code == ErrorCode::NO_ERROR {
+                state.end_by_length();
+            }
             state.send_ended = true;
             state.fail(Failed::Reset(code));
             is_premature

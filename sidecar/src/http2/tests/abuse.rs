@@ -130,6 +130,32 @@ fn the_length_that_an_answer_to_connect_declares_is_none_of_the_tunnel() {
 }
 
 #[test]
+fn a_reset_without_an_error_behind_a_whole_answer_is_its_end() {
+    run(async {
+        let (near, far) = duplex(64 * 1024);
+        let (client, driving) = super::client(near);
+        spawn_local(driving);
+        let (_send, mut receive) = client.open(&get(), true, None).unwrap();
+        let (_other, mut cut) = client.open(&get(), true, None).unwrap();
+        let mut peer = Peer(far);
+        for stream in [1, 3] {
+            peer.send(frame::HEADERS, frame::END_HEADERS, stream, b"\x88\x0f\x0d\x015").await;
+        }
+        peer.send(frame::DATA, 0, 1, b"whole").await;
+        peer.send(frame::DATA, 0, 3, b"not").await;
+        for stream in [1, 3] {
+            peer.send(frame::RST_STREAM, 0, stream, &[0; 4]).await;
+        }
+        for (receive, content) in [(&mut receive, "whole"), (&mut cut, "not")] {
+            assert!(matches!(receive.answer().await, Ok(Answered::Final(_, false))));
+            assert_eq!(receive.part().await, Ok(Part::Data(content.into())));
+        }
+        assert_eq!(receive.part().await, Ok(Part::End));
+        assert!(matches!(cut.part().await, Err(PumpError::SourceReset(_))));
+    });
+}
+
+#[test]
 fn what_is_behind_a_mistake_is_not_read_though_the_goodbye_is_given_up() {
     run(async {
         let (near, far) = duplex(64 * 1024);
