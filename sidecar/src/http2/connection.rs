@@ -86,6 +86,8 @@ pub(super) struct Shared {
     pub(super) accepted: VecDeque<Accepted>,
     last_accepted: u32,
     next_stream: u32,
+    /// Streams that the server has answered whole while their requests go on.
+    early: Vec<u32>,
     /// The last streams that were reset here.
     were_reset: VecDeque<u32>,
     /// Streams whose halves somebody holds.
@@ -127,6 +129,7 @@ impl Shared {
             accepted: VecDeque::new(),
             last_accepted: 0,
             next_stream: 1,
+            early: Vec::new(),
             were_reset: VecDeque::new(),
             live: 0,
             leaving: Leaving::No,
@@ -272,6 +275,19 @@ impl Shared {
         self.granted + self.consumed
     }
 
+    /// Whether a server answered a request before it had all of it, and still gets the rest. One that does not read that may
+    /// read nothing else either.
+    pub(super) fn has_early_answer(&self) -> bool {
+        !self.early.is_empty()
+    }
+
+    /// A server has sent its end of a stream that goes on.
+    fn note_early(&mut self, id: u32) {
+        if self.role == Role::Client {
+            self.early.push(id);
+        }
+    }
+
     /// A stream has come to its end: its client may give up another one.
     pub(super) fn ended(&mut self, id: u32) {
         self.forget(id);
@@ -286,6 +302,9 @@ impl Shared {
     /// A stream is over; whether it was there.
     fn forget(&mut self, id: u32) -> bool {
         let was_there = self.streams.remove(&id).is_some();
+        if !self.early.is_empty() {
+            self.early.retain(|early| *early != id);
+        }
         if self.streams.is_empty() && (self.is_leaving || self.leaving == Leaving::Heard) {
             self.wake_driver();
         }

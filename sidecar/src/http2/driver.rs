@@ -400,6 +400,11 @@ impl Client {
         !shared.is_closed && !shared.is_leaving
     }
 
+    /// Whether it takes requests, and a server that has answered one early does not get the rest of that one still.
+    pub fn is_shareable(&self) -> bool {
+        self.is_open() && !self.shared.borrow().has_early_answer()
+    }
+
     /// Sends the head of a request. `end`: nothing follows. `grpc_timeout` takes the place of the head's own. `None`: the
     /// connection takes no requests any more, and nothing was sent.
     pub fn open(

@@ -54,7 +54,7 @@ impl Shared {
     /// A place, if there is one: a request beyond what the server takes would wait for another to end.
     fn place(self: &Rc<Self>) -> Option<Place> {
         let most = self.client.max_streams().map_or(BEFORE_SETTINGS, |most| most.min(MAX_REQUESTS));
-        if !self.client.is_open() || self.active.get() >= most {
+        if !self.client.is_shareable() || self.active.get() >= most {
             return None;
         }
         self.active.set(self.active.get() + 1);

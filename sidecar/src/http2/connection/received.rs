@@ -90,12 +90,13 @@ impl Shared {
         // What nobody will read is given back at once: padding, and what comes for a reader that has gone.
         let kept = state.keeps(&content);
         let result = state.data(content, taken, end);
-        let is_ended = state.is_ended();
+        let (is_ended, is_early) = (state.is_ended(), state.peer_ended);
         drop(state);
         self.give_back(if result.is_ok() { taken - kept } else { taken });
         match result {
             Err(code) => return self.fail(header.stream, code),
             Ok(()) if is_ended => self.ended(header.stream),
+            Ok(()) if is_early => self.note_early(header.stream),
             Ok(()) => {}
         }
         Ok(())
@@ -107,11 +108,12 @@ impl Shared {
             let state = Rc::clone(state);
             let mut state = state.borrow_mut();
             let result = state.block(block, end);
-            let is_ended = state.is_ended();
+            let (is_ended, is_early) = (state.is_ended(), state.peer_ended);
             drop(state);
             match result {
                 Err(code) => return self.fail(id, code),
                 Ok(()) if is_ended => self.ended(id),
+                Ok(()) if is_early => self.note_early(id),
                 Ok(()) => {}
             }
             return Ok(());

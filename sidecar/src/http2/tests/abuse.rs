@@ -130,6 +130,23 @@ fn the_length_that_an_answer_to_connect_declares_is_none_of_the_tunnel() {
 }
 
 #[test]
+fn a_server_that_answers_before_it_has_the_request_gets_no_other_on_the_connection() {
+    run(async {
+        let (near, far) = duplex(64 * 1024);
+        let (client, driving) = super::client(near);
+        spawn_local(driving);
+        let (mut send, mut receive) = client.open(&get(), false, None).unwrap();
+        assert!(client.is_shareable());
+        let mut peer = Peer(far);
+        peer.send(frame::HEADERS, frame::END_HEADERS | frame::END_STREAM, 1, b"\x88").await;
+        assert!(matches!(receive.answer().await, Ok(Answered::Final(_, true))));
+        assert!(client.is_open() && !client.is_shareable());
+        send.end(None).unwrap();
+        assert!(client.is_shareable());
+    });
+}
+
+#[test]
 fn a_reset_without_an_error_behind_a_whole_answer_is_its_end() {
     run(async {
         let (near, far) = duplex(64 * 1024);
