@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_duration_that_is_too_long_is_called_so() {
-        for text in ["99999999999999999999d", "18446744073709551615d", "1d18446744073709551615ms"] {
+        for text in ["99999999999999999999d", "18446744073709551615d"] {
             let error = duration(text).unwrap_err();
             assert!(error.starts_with(&format!("duration `{text}` is too long")), "{error}");
         }
