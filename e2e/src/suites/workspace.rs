@@ -42,7 +42,7 @@ pub(super) fn run() -> Tally {
         record(&mut tally, sentence, h2spec().map(|tests| format!(" ({tests})")));
     } else {
         tally.skipped += 1;
-        say(&format!("skipped workspace: {sentence}: there is no Go to compile it"));
+        say(&format!("skipped workspace: {sentence}: Go is not installed, which compiles it"));
     }
     let sentence = "unit and property tests";
     let tests = cargo(sentence, &["test", "--locked", "--workspace", "--no-fail-fast"]);

@@ -125,8 +125,8 @@ impl Model {
     }
 }
 
-/// Which Service of the workload lacks a pod that none of them selects. The endpoints of a Service without a selector are
-/// made by somebody else.
+/// The Service that should select a pod, if no Service of the workload does. A Service without a selector is left out of
+/// this, because somebody else makes its endpoints.
 fn unselected(services: &[(&Key, &Service)], pod: &Pod) -> Option<Unselected> {
     let is_open = |service: &Service| service.selector.is_empty() || pod.matches(&service.selector);
     if services.iter().any(|(_, service)| is_open(service)) {

@@ -338,7 +338,11 @@ mod tests {
         };
         assert_eq!(failing(&[good, ("b", "new", 12, 12), ("c", "old", 1000, 0)]), Some(bad));
         assert_eq!(failing(&[good, ("b", "new", 4, 4)]), None, "too few to name it");
-        assert_eq!(failing(&[("b", "new", 12, 12), ("c", "old", 1000, 0)]), None, "there is no other pod");
+        assert_eq!(
+            failing(&[("b", "new", 12, 12), ("c", "old", 1000, 0)]),
+            None,
+            "one pod alone is not compared"
+        );
         assert_eq!(failing(&[("a", "new", 1240, 9), ("b", "new", 12, 12)]), None, "the others fail too");
         assert_eq!(failing(&[good, ("b", "new", 1000, 12)]), None, "most of its requests succeed");
         assert_eq!(failing(&[good, ("c", "old", 12, 12)]), None, "it is of the stable version");

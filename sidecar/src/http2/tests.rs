@@ -36,6 +36,24 @@ impl Peer {
         peer
     }
 
+    /// A connection of a client of ours, of which this is the server.
+    fn asked(room: usize) -> (Client, Self) {
+        let (near, far) = duplex(room);
+        let (client, driving) = client(near);
+        spawn_local(driving);
+        (client, Self(far))
+    }
+
+    /// Whether these bytes, sent without waiting for answers, end the connection with `ENHANCE_YOUR_CALM`.
+    async fn is_calmed_by(self, bytes: BytesMut) -> bool {
+        let (mut read, mut write) = tokio::io::split(self.0);
+        spawn_local(async move { write.write_all(&bytes).await });
+        let mut answered = Vec::new();
+        read.read_to_end(&mut answered).await.unwrap();
+        // In the GOAWAY at the end, behind the number of a stream.
+        answered[answered.len().saturating_sub(50)..].windows(4).any(|bytes| bytes == [0, 0, 0, 11])
+    }
+
     async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         let mut bytes = BytesMut::new();
         frame::put(&mut bytes, kind, flags, stream, payload);
@@ -77,6 +95,13 @@ impl Peer {
                 return u32::from_be_bytes(payload.try_into().unwrap());
             }
         }
+    }
+}
+
+/// Answers before a request has ended, and wants no more of it.
+async fn answer_at_once(mut server: Server<DuplexStream>) {
+    while let Some(Ok((_, mut send, _))) = server.accept().await {
+        send.head(&Head::answer(200, "OK", 0), true).unwrap();
     }
 }
 
@@ -200,13 +225,7 @@ fn a_malformed_request_ends_its_stream_and_no_other() {
 #[test]
 fn what_comes_too_late_for_a_stream_costs_the_connection_nothing() {
     run(async {
-        let mut peer = Peer::served(|mut server| async move {
-            // Answers before the request has ended, and wants no more of it.
-            while let Some(Ok((_, mut send, _))) = server.accept().await {
-                send.head(&Head::answer(200, "OK", 0), true).unwrap();
-            }
-        })
-        .await;
+        let mut peer = Peer::served(answer_at_once).await;
         peer.send(frame::HEADERS, frame::END_HEADERS, 1, POST).await;
         assert_eq!(peer.kind().await, (frame::HEADERS, frame::END_HEADERS | frame::END_STREAM, 1));
         assert_eq!(ErrorCode(peer.reset_with(1).await), ErrorCode::NO_ERROR);
@@ -339,17 +358,12 @@ fn floods_end_their_connection() {
             (frame::SETTINGS, 0, b""),
             (frame::PRIORITY, 0, b"\0\0\0\0\0"),
         ] {
-            let peer = Peer::served(echo).await;
             let stream = u32::from(kind == frame::PRIORITY);
-            let (mut read, mut write) = tokio::io::split(peer.0);
             let mut bytes = BytesMut::new();
-            frame::put(&mut bytes, kind, flags, stream, payload);
-            let flood = bytes.repeat(25_000);
-            spawn_local(async move { write.write_all(&flood).await });
-            let mut answered = Vec::new();
-            read.read_to_end(&mut answered).await.unwrap();
-            let tail = &answered[answered.len() - 40..];
-            assert!(tail.windows(4).any(|bytes| bytes == [0, 0, 0, 11]), "{kind}: {tail:?}");
+            for _ in 0..25_000 {
+                frame::put(&mut bytes, kind, flags, stream, payload);
+            }
+            assert!(Peer::served(echo).await.is_calmed_by(bytes).await, "{kind}");
         }
     });
 }
@@ -414,12 +428,7 @@ fn a_list_that_grows_when_it_is_decoded_is_refused_by_itself() {
 #[test]
 fn a_peer_that_reads_nothing_gets_no_more_answers_than_fit() {
     run(async {
-        let mut peer = Peer::served(|mut server| async move {
-            while let Some(Ok((_, mut send, _))) = server.accept().await {
-                send.head(&Head::answer(200, "OK", 0), true).unwrap();
-            }
-        })
-        .await;
+        let mut peer = Peer::served(answer_at_once).await;
         // Pings fill its output; it stops reading them.
         let mut bytes = BytesMut::new();
         frame::put(&mut bytes, frame::PING, 0, 0, b"pingping");

@@ -57,10 +57,15 @@ impl Evaluation<'_> {
         }
     }
 
-    /// The first pod that crashes, or else the first that has become unready. A pod that ends is none of either.
+    /// The first pod that crashes, or else the first that has become unready. A pod that ends is none of either. What
+    /// pods of the stable version do too is no fault of the new one.
     fn unhealthy_pod<'a>(&self, target: &'a WorkloadSeen) -> Option<(&'a PodSeen, Ailment<'a>)> {
         let crashes = |pod: &'a PodSeen| Some((pod, Ailment::Crashes(self.crashes(pod)?)));
         let unready = |pod: &'a PodSeen| self.is_unready(pod).then_some((pod, Ailment::Unready));
+        let mut stable = self.pods_of(target, &self.status.approved_revision);
+        if stable.any(|pod| self.crashes(pod).is_some() || self.is_unready(pod)) {
+            return None;
+        }
         let crashing = self.pods_on_trial(target).find_map(crashes);
         crashing.or_else(|| self.pods_on_trial(target).find_map(unready))
     }

@@ -16,22 +16,12 @@ async fn hold(mut server: Server<DuplexStream>) {
 fn streams_that_a_client_makes_its_server_reset_end_the_connection() {
     run(async {
         for (kind, payload) in [(frame::WINDOW_UPDATE, &b"\0\0\0\0"[..]), (frame::HEADERS, b"\x82")] {
-            let peer = Peer::served(hold).await;
-            let (mut read, mut write) = tokio::io::split(peer.0);
-            spawn_local(async move {
-                for stream in (1..).step_by(2).take(3_000) {
-                    let mut bytes = BytesMut::new();
-                    frame::put(&mut bytes, frame::HEADERS, frame::END_HEADERS, stream, POST);
-                    frame::put(&mut bytes, kind, frame::END_HEADERS, stream, payload);
-                    if write.write_all(&bytes).await.is_err() {
-                        break;
-                    }
-                }
-            });
-            let mut answered = Vec::new();
-            read.read_to_end(&mut answered).await.unwrap();
-            let tail = &answered[answered.len() - 50..];
-            assert!(tail.windows(4).any(|bytes| bytes == [0, 0, 0, 11]), "{kind}: {tail:?}");
+            let mut bytes = BytesMut::new();
+            for stream in (1..).step_by(2).take(3_000) {
+                frame::put(&mut bytes, frame::HEADERS, frame::END_HEADERS, stream, POST);
+                frame::put(&mut bytes, kind, frame::END_HEADERS, stream, payload);
+            }
+            assert!(Peer::served(hold).await.is_calmed_by(bytes).await, "{kind}");
         }
     });
 }
@@ -97,14 +87,11 @@ fn a_body_that_is_too_short_is_granted_once() {
 #[test]
 fn an_answer_to_a_request_that_was_given_up_long_ago_ends_nothing() {
     run(async {
-        let (near, far) = duplex(1024 * 1024);
-        let (client, driving) = super::client(near);
-        spawn_local(driving);
+        let (client, mut peer) = Peer::asked(1024 * 1024);
         for _ in 0..1_100 {
             drop(client.open(&get(), true, None).unwrap());
         }
         let (_send, mut receive) = client.open(&get(), true, None).unwrap();
-        let mut peer = Peer(far);
         peer.send(frame::SETTINGS, 0, 0, b"").await;
         peer.send(frame::HEADERS, frame::END_HEADERS, 1, b"\x88").await;
         peer.send(frame::HEADERS, frame::END_HEADERS | frame::END_STREAM, 2_201, b"\x88").await;
@@ -115,13 +102,10 @@ fn an_answer_to_a_request_that_was_given_up_long_ago_ends_nothing() {
 #[test]
 fn the_length_that_an_answer_to_connect_declares_is_none_of_the_tunnel() {
     run(async {
-        let (near, far) = duplex(64 * 1024);
-        let (client, driving) = super::client(near);
-        spawn_local(driving);
+        let (client, mut peer) = Peer::asked(64 * 1024);
         let text = &b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n"[..];
         let connect = crate::http1::head::parse_request(&mut text.into()).unwrap().unwrap();
         let (_send, mut receive) = client.open(&connect, false, None).unwrap();
-        let mut peer = Peer(far);
         peer.send(frame::HEADERS, frame::END_HEADERS, 1, b"\x88\x0f\x0d\x010").await;
         peer.send(frame::DATA, 0, 1, b"through").await;
         assert!(matches!(receive.answer().await, Ok(Answered::Final(_, false))));
@@ -132,12 +116,9 @@ fn the_length_that_an_answer_to_connect_declares_is_none_of_the_tunnel() {
 #[test]
 fn a_server_that_answers_before_it_has_the_request_gets_no_other_on_the_connection() {
     run(async {
-        let (near, far) = duplex(64 * 1024);
-        let (client, driving) = super::client(near);
-        spawn_local(driving);
+        let (client, mut peer) = Peer::asked(64 * 1024);
         let (mut send, mut receive) = client.open(&get(), false, None).unwrap();
         assert!(client.is_shareable());
-        let mut peer = Peer(far);
         peer.send(frame::HEADERS, frame::END_HEADERS | frame::END_STREAM, 1, b"\x88").await;
         assert!(matches!(receive.answer().await, Ok(Answered::Final(_, true))));
         assert!(client.is_open() && !client.is_shareable());
@@ -149,12 +130,9 @@ fn a_server_that_answers_before_it_has_the_request_gets_no_other_on_the_connecti
 #[test]
 fn a_reset_without_an_error_behind_a_whole_answer_is_its_end() {
     run(async {
-        let (near, far) = duplex(64 * 1024);
-        let (client, driving) = super::client(near);
-        spawn_local(driving);
+        let (client, mut peer) = Peer::asked(64 * 1024);
         let (_send, mut receive) = client.open(&get(), true, None).unwrap();
         let (_other, mut cut) = client.open(&get(), true, None).unwrap();
-        let mut peer = Peer(far);
         for stream in [1, 3] {
             peer.send(frame::HEADERS, frame::END_HEADERS, stream, b"\x88\x0f\x0d\x015").await;
         }

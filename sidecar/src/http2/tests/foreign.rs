@@ -153,7 +153,7 @@ fn a_slow_reader_of_small_messages_holds_up_nobody_and_costs_little_beside_its_w
         });
         // The server drives its connection and reads nothing of this one.
         let (_, _respond, mut unread) = server.accept().await.unwrap().unwrap();
-        spawn_local(echo_get(server));
+        spawn_local(answer_at_once(server));
         send = send.ready().await.unwrap();
         let other = send.send_request(request(), true).unwrap().0;
         assert_eq!(other.await.unwrap().status(), 200);
@@ -167,12 +167,6 @@ fn a_slow_reader_of_small_messages_holds_up_nobody_and_costs_little_beside_its_w
         }
         assert!(pieces < 200, "{pieces} pieces of single bytes");
     });
-}
-
-async fn echo_get(mut server: Server<DuplexStream>) {
-    while let Some(Ok((_, mut send, _))) = server.accept().await {
-        send.head(&Head::answer(200, "OK", 0), true).unwrap();
-    }
 }
 
 #[test]

@@ -170,6 +170,19 @@ fn a_pod_with_nearly_all_failures_is_named() {
 }
 
 #[test]
+fn crashes_that_the_stable_version_has_too_hold_nothing() {
+    let mut world = half(json!({}));
+    crash(&mut world, 3, true);
+    world.run(1);
+    assert_eq!(world.condition("PodsHealthy"), ("False", "PodCrashes"));
+    let crashes = second(&mut world).crashes.clone();
+    let stable = world.target().pods.iter_mut().find(|pod| pod.revision != "new").unwrap();
+    stable.crashes = crashes;
+    world.run(1);
+    assert!(!has(&world, "PodsHealthy"), "what both need may be down");
+}
+
+#[test]
 fn a_target_that_is_scaled_up_has_fewer_pods_than_its_weight_needs_and_waits_for_none() {
     let mut world = half(json!({"steps": [{"weight": 50, "hold": "30s"}]}));
     assert_eq!(world.condition("Capacity"), ("True", "EnoughPods"));
