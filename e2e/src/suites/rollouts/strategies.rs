@@ -146,7 +146,9 @@ pub(super) fn sticky(kube: &Kube) -> Result<()> {
         let versions = field.account("load")?.versions;
         ensure!(versions["v2"].as_u64() > Some(0), "no user got v2: {versions}");
         let set = total("cookies")?;
-        ensure!((45..=150).contains(&set), "{set} cookies were set for 50 users");
+        // Far fewer than the thousands of answers. On a busy machine several requests of a user are under way before the first
+        // answer, and each of them gets a cookie.
+        ensure!((45..=500).contains(&set), "{set} cookies were set for 50 users");
         kube.wait_for("the promotion", 180, || {
             Ok(status(&field, ".history[0].outcome")? == "Promoted" && status(&field, ".phase")? == "Stable")
         })
