@@ -141,7 +141,7 @@ fn certificate(kube: &Kube, secret: &str) -> Result<String> {
 
 /// Whether every hook of both configurations has this authority.
 fn configured(kube: &Kube, authority: &str) -> Result<bool> {
-    for (kind, hooks) in [("mutatingwebhookconfiguration", 3), ("validatingwebhookconfiguration", 3)] {
+    for (kind, hooks) in [("mutatingwebhookconfiguration", 3), ("validatingwebhookconfiguration", 4)] {
         let bundles =
             kube.run(&["get", kind, "tulle", "-o", "jsonpath={.webhooks[*].clientConfig.caBundle}"])?;
         let bundles: Vec<&str> = bundles.split_whitespace().collect();
