@@ -101,13 +101,17 @@ pub fn example(package: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn report_progress(task: &Task, line: &str) {
+/// Reports what cargo's progress bar says. Returns whether the line is one of progress.
+fn report_progress(task: &Task, line: &str) -> bool {
     if let Some((done, all, now)) = parse_progress(line) {
         task.report(&format!(
             "{done} of {all} crates{}",
             if now.is_empty() { "" } else { ", " }.to_owned() + now
         ));
+        return true;
     }
+    let verb = line.trim_start().split(' ').next().unwrap_or_default();
+    ["Compiling", "Checking", "Building", "Downloading", "Downloaded", "Fresh", "Blocking"].contains(&verb)
 }
 
 /// Parses cargo's progress bar, `Building [===>  ] 12/204: tokio, syn`.
@@ -122,7 +126,23 @@ fn parse_progress(line: &str) -> Option<(u32, u32, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_progress;
+    use std::process::Command;
+
+    use super::{parse_progress, report_progress};
+    use crate::{host, progress};
+
+    #[test]
+    fn an_error_of_cargo_stands_alone_without_its_progress() {
+        let script = "printf '   Compiling a v1.0.0\\nerror: no such type\\n' >&2
+            for n in $(seq 300); do printf '    Building [=>  ] %d/300: b\\r' $n >&2; done; exit 101";
+        let task = progress::task("a build that fails");
+        let run = host::output_with_progress(Command::new("sh").args(["-c", script]), |line| {
+            report_progress(&task, line)
+        });
+        let error = run.unwrap_err().to_string();
+        let (_, printed) = error.split_once("status: 101\n").unwrap();
+        assert_eq!(printed, "error: no such type");
+    }
 
     #[test]
     fn the_counts_of_cargos_progress_bar_are_read() {

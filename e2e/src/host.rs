@@ -192,11 +192,12 @@ pub fn ended_within(command: &mut Command, limit: Duration) -> Result<Ended> {
 }
 
 /// Runs a command, passes each line of its standard error to `line` as soon as it is written, and returns its standard
-/// output. A carriage return also ends a line, as in progress bars.
+/// output. A carriage return also ends a line, as in progress bars. `line` returns whether the line only tells of
+/// progress: an error leaves such lines out, so that they do not push its cause out of sight.
 ///
 /// # Errors
 /// The command line and the last lines of its standard error, when it cannot be started or exits non-zero.
-pub fn output_with_progress(command: &mut Command, mut line: impl FnMut(&str)) -> Result<String> {
+pub fn output_with_progress(command: &mut Command, mut line: impl FnMut(&str) -> bool) -> Result<String> {
     let shown = shown(command);
     let piped =
         command.env("PATH", path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -210,7 +211,9 @@ pub fn output_with_progress(command: &mut Command, mut line: impl FnMut(&str)) -
                 b'\n' | b'\r' => {
                     let text = String::from_utf8_lossy(&pending).into_owned();
                     pending.clear();
-                    line(&text);
+                    if line(&text) {
+                        continue;
+                    }
                     lines.push_back(text);
                     if lines.len() > LAST_LINES {
                         lines.pop_front();

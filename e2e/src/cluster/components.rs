@@ -267,8 +267,10 @@ fn go_build(program: &GoProgram<'_>) -> Result<PathBuf> {
     packages.arg(program.package);
     let mut fetched = 0;
     let all = host::output_with_progress(&mut packages, |line| {
-        fetched += u32::from(line.starts_with("go: downloading"));
+        let downloads = line.starts_with("go: downloading");
+        fetched += u32::from(downloads);
         task.report(&format!("{fetched} modules downloaded"));
+        downloads
     })
     .with_context(|| format!("cannot list the packages of {}", program.name))?;
     let (all, mut done) = (all.lines().count(), 0);
@@ -285,6 +287,7 @@ fn go_build(program: &GoProgram<'_>) -> Result<PathBuf> {
     host::output_with_progress(&mut go, |line| {
         done += usize::from(!program.test || line.contains("/compile -o "));
         task.report(&format!("{done} of {all} packages"));
+        false
     })
     .with_context(|| format!("cannot compile {}", program.name))?;
     fs::rename(&half, &binary)?;

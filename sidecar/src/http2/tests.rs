@@ -45,7 +45,7 @@ impl Peer {
     }
 
     /// Whether these bytes, sent without waiting for answers, end the connection with `ENHANCE_YOUR_CALM`.
-    async fn is_calmed_by(self, bytes: BytesMut) -> bool {
+    async fn calmed_by(self, bytes: BytesMut) -> bool {
         let (mut read, mut write) = tokio::io::split(self.0);
         spawn_local(async move { write.write_all(&bytes).await });
         let mut answered = Vec::new();
@@ -363,7 +363,7 @@ fn floods_end_their_connection() {
             for _ in 0..25_000 {
                 frame::put(&mut bytes, kind, flags, stream, payload);
             }
-            assert!(Peer::served(echo).await.is_calmed_by(bytes).await, "{kind}");
+            assert!(Peer::served(echo).await.calmed_by(bytes).await, "{kind}");
         }
     });
 }

@@ -21,7 +21,7 @@ fn streams_that_a_client_makes_its_server_reset_end_the_connection() {
                 frame::put(&mut bytes, frame::HEADERS, frame::END_HEADERS, stream, POST);
                 frame::put(&mut bytes, kind, frame::END_HEADERS, stream, payload);
             }
-            assert!(Peer::served(hold).await.is_calmed_by(bytes).await, "{kind}");
+            assert!(Peer::served(hold).await.calmed_by(bytes).await, "{kind}");
         }
     });
 }
