@@ -71,8 +71,8 @@ fn notes(found: &Denials) -> Vec<String> {
     let mut notes = Vec::new();
     if !found.leader {
         notes.push(
-            "this replica of the operator does not lead, and sidecars report single denials to the leader only: those since \
-             it led last are missing"
+            "this replica of the operator does not lead, and sidecars report single denials to the leader: those of the last \
+             seconds may be missing"
                 .to_owned(),
         );
     }
@@ -100,8 +100,8 @@ fn nothing(counted: &Stat, namespace: Option<&str>, name: Option<&str>) -> Strin
     let denied: u64 = counted.rows.iter().map(|row| row.golden.denied).sum();
     if denied > 0 {
         return format!(
-            "{denied} requests and connections were denied {place} in the last {window}, but none of them was reported singly \
-             since this operator leads: what a limit refuses has no id, and a new leader begins with no single denials"
+            "{denied} requests and connections were denied {place} in the last {window}, but none of them is known singly: \
+             what a limit refuses has no id, and a leader that crashes takes those of its last seconds with it"
         );
     }
     if !counted.rows.iter().any(|row| row.meshed.is_some_and(|meshed| meshed.with > 0)) {

@@ -9,8 +9,8 @@ use super::Party;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Denials {
-    /// Whether the replica that answers leads: sidecars report single denials to the leader only, and a new leader begins
-    /// with none.
+    /// Whether the replica that answers leads: sidecars report single denials to the leader, and another replica has
+    /// those of up to two seconds ago.
     pub leader: bool,
     /// How many more were refused at about the same time, and are not listed.
     pub dropped: u64,

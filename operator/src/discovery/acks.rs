@@ -3,7 +3,9 @@
 
 mod clients;
 mod dialled;
+mod in_force;
 mod route;
+mod snapshot;
 mod state;
 mod subscribed;
 
@@ -13,10 +15,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tulle_mesh::features::{LIMITS_V1, LOGS_V1};
-use tulle_mesh::proto::{ResourceType, Stamp, stamp};
+use tulle_mesh::proto::{Resource, ResourceType, Stamp, stamp};
 
 pub use clients::ClientAcknowledgement;
 pub use dialled::PodDialling;
+pub use in_force::Earlier;
 pub use route::RouteAcknowledgement;
 pub use state::SidecarState;
 
@@ -141,6 +144,8 @@ struct Known {
     /// Since when a version has been sent that it has not answered.
     behind_since: Option<Instant>,
     refused: Option<String>,
+    /// What it enforces in place of the version that was sent last, where that lasts.
+    enforces_earlier: Option<Arc<Resource>>,
     /// It was said on an earlier stream, and holds until then.
     until: Option<Instant>,
 }
@@ -205,34 +210,6 @@ impl AckTracker {
     /// Takes a report that another replica relays.
     pub fn relayed(&self, pod_uid: &str, report: SidecarEvent) {
         lock(&self.relayed).take(pod_uid, report);
-    }
-
-    /// Everything that is known of those of this replica's own sidecars that are `wanted`, for a leader that
-    /// has just begun, with `then` carried out before the next report.
-    pub fn snapshot(&self, wanted: impl Fn(&str) -> bool, then: impl FnOnce(Vec<(Arc<str>, SidecarEvent)>)) {
-        let own = lock(&self.own);
-        let mut all = Vec::new();
-        for (uid, sidecar) in own.by_pod.iter().filter(|(uid, sidecar)| sidecar.streams > 0 && wanted(uid)) {
-            all.extend((0..sidecar.streams).map(|_| (Arc::clone(uid), SidecarEvent::Connected)));
-            if !sidecar.lacks.is_empty() {
-                all.push((Arc::clone(uid), SidecarEvent::Lacks(sidecar.lacks.clone())));
-            }
-            all.extend(sidecar.described().map(|event| (Arc::clone(uid), event)));
-            for (name, known) in sidecar.resources.iter().filter(|(_, known)| !known.is_over()) {
-                let acked = known.acked.clone().map(|stamps| SidecarEvent::Acked(name.clone(), stamps));
-                let sent = known.sent.clone().filter(|_| known.sent != known.acked);
-                let sent = sent.map(|stamps| SidecarEvent::Sent(name.clone(), stamps));
-                let refused = known.refused.clone().map(|reason| {
-                    SidecarEvent::Refused(
-                        name.clone(),
-                        known.sent.clone().unwrap_or_else(|| Stamps::from([])),
-                        reason,
-                    )
-                });
-                all.extend([acked, sent, refused].into_iter().flatten().map(|r| (Arc::clone(uid), r)));
-            }
-        }
-        then(all);
     }
 
     /// How many sidecars are connected.
@@ -492,6 +469,11 @@ impl Sidecars {
             SidecarEvent::Refused(name, stamps, reason) => self.change(&uid, name, |known| {
                 let (sent, refused) = (Some(stamps), Some(reason));
                 Some(Known { sent, refused, behind_since: None, until: None, ..known })
+            }),
+            SidecarEvent::Enforces(name, earlier) => self.change(&uid, name, |known| {
+                // Of some resources nothing else is reported.
+                let is_known = earlier.is_some() || known.sent.is_some() || known.acked.is_some();
+                is_known.then_some(Known { enforces_earlier: earlier, ..known })
             }),
             SidecarEvent::Unsubscribed(name) => self.change(&uid, name, |_| None),
         }

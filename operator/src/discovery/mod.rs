@@ -25,7 +25,7 @@ pub mod server;
 pub mod session;
 
 pub use acks::{
-    AckTracker, Acknowledgement, ClientAcknowledgement, PodDialling, PolicyAcknowledgement,
+    AckTracker, Acknowledgement, ClientAcknowledgement, Earlier, PodDialling, PolicyAcknowledgement,
     RouteAcknowledgement, SidecarState,
 };
 pub use report::{Name, SidecarEvent, Stamps};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tulle_mesh::features;
 use tulle_mesh::proto::{
-    Ack, Features, Nack, RelayMessage, ResourceName, ResourceType, Stamp, TelemetryReport, relay_message,
+    Ack, Features, Nack, RelayMessage, Resource, ResourceName, ResourceType, Stamp, TelemetryReport, relay_message,
 };
 
 use super::bounds;
@@ -40,6 +40,9 @@ pub enum SidecarEvent {
     Acked(Name, Stamps),
     /// It refused a version with these stamps, for a reason.
     Refused(Name, Stamps, String),
+    /// In place of the version that it was sent last it enforces this earlier one, whose resource carries the name; `None`:
+    /// no more.
+    Enforces(Name, Option<Arc<Resource>>),
     /// It wants no more of this.
     Unsubscribed(Name),
 }
@@ -98,6 +101,10 @@ pub fn message(pod_uid: &str, report: SidecarEvent) -> RelayMessage {
             let nack = Nack { name: Some(resource_name(&name)), version: String::new(), reason };
             (relay_message::Message::Nack(nack), stamps)
         }
+        SidecarEvent::Enforces(name, resource) => {
+            let none = || Resource { name: Some(resource_name(&name)), ..Resource::default() };
+            (relay_message::Message::Enforces(resource.map_or_else(none, Arc::unwrap_or_clone)), nothing)
+        }
         // An acknowledgement of nothing: the subscription is over.
         SidecarEvent::Unsubscribed(name) => {
             let ack = Ack { name: Some(resource_name(&name)), version: String::new() };
@@ -129,6 +136,10 @@ pub fn report_of(message: relay_message::Message, stamps: Vec<Stamp>) -> Option<
         }
         relay_message::Message::Ack(ack) => SidecarEvent::Acked(name_of(ack.name?), stamps),
         relay_message::Message::Nack(nack) => SidecarEvent::Refused(name_of(nack.name?), stamps, nack.reason),
+        relay_message::Message::Enforces(resource) => {
+            let name = name_of(resource.name.clone()?);
+            SidecarEvent::Enforces(name, resource.body.is_some().then(|| Arc::new(resource)))
+        }
         relay_message::Message::Telemetry(report) => return of_sidecar(&report).next(),
     })
 }
@@ -144,6 +155,8 @@ pub fn of_sidecar(report: &TelemetryReport) -> impl Iterator<Item = SidecarEvent
 #[cfg(test)]
 mod tests {
     use prost::Message as _;
+    use tulle_mesh::proto::Route;
+    use tulle_mesh::proto::resource::Body;
 
     use super::*;
 
@@ -161,6 +174,8 @@ mod tests {
         let stamp =
             Stamp { kind: 2, namespace: "shop".into(), name: "web".into(), uid: "u".into(), version: 7 };
         let stamps = Stamps::from([stamp]);
+        let body = Some(Body::Route(Route::default()));
+        let resource = Resource { name: Some(resource_name(&name)), body, ..Resource::default() };
         for report in [
             SidecarEvent::Connected,
             SidecarEvent::Gone,
@@ -171,6 +186,8 @@ mod tests {
             SidecarEvent::Sent(name.clone(), Arc::clone(&stamps)),
             SidecarEvent::Acked(name.clone(), Arc::clone(&stamps)),
             SidecarEvent::Refused(name.clone(), stamps, "too new".into()),
+            SidecarEvent::Enforces(name.clone(), Some(Arc::new(resource))),
+            SidecarEvent::Enforces(name.clone(), None),
             SidecarEvent::Unsubscribed(name),
         ] {
             let sent = message("u", report.clone());

@@ -6,7 +6,10 @@
 //! first use of an address costs one round trip. A sidecar may subscribe to endpoints of any Service by name as well, as
 //! to any address; what a pod enforces is sent to that pod's sidecar only.
 
-use std::collections::{HashMap, HashSet};
+mod in_force;
+mod telemetry;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,15 +17,15 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, Streaming};
 use tulle_mesh::proto::{
-    OperatorMessage, ResourceType, SidecarMessage, Stamp, TelemetryAck, TelemetryReport, operator_message,
-    sidecar_message, stamp,
+    OperatorMessage, ResourceType, SidecarMessage, TelemetryAck, operator_message, sidecar_message,
 };
 
 use super::admission::Admission;
-use super::bounds::{self, Subjects};
+use super::bounds;
 use super::cache::{Cache, Id, Shared, Wake};
 use super::relay::LeaderRelay;
 use super::report::{Name, SidecarEvent, Stamps, endpoints_name, name_of, resource_name};
+use in_force::Behind;
 use crate::model::Variant;
 use crate::tap::{Registered, Sidecar, Taps};
 use crate::telemetry::query::reporter;
@@ -44,8 +47,6 @@ const MAX_NAME: usize = 256;
 /// A sidecar that reads nothing for this long is dropped: it would not learn of any change, and what is meant
 /// for it fills memory.
 const READ_WITHIN: Duration = Duration::from_secs(10);
-/// Two reports of a sidecar are counted at least this long apart.
-const REPORTS_APART: Duration = Duration::from_millis(200);
 
 /// What waits to be sent. Boxed, because a message takes more than a kilobyte whatever is in it, and the queue of each
 /// stream has room for 32 of them from its first one on.
@@ -90,12 +91,16 @@ struct State {
     subscribed: HashMap<Name, Subscription>,
     /// How many subscribed routes lead to each Endpoints resource.
     routes: HashMap<Name, usize>,
+    /// What it enforces in place of versions that it has been sent and has not taken.
+    behind: HashMap<Name, Behind>,
     /// What the sidecar said at the start that it holds, until it is compared with what there is.
     held: HashMap<Name, String>,
     sends_in_second: u32,
     second: Instant,
     /// When the next report is taken; `None`: at once.
     next_report: Option<Instant>,
+    /// When versions that are not answered by then are late.
+    late_at: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -184,6 +189,7 @@ impl Session {
                     send_at = None;
                     self.send_changed(state).await?;
                 }
+                () = wait(state.late_at), if state.late_at.is_some() => self.tell_late(state),
             }
         }
     }
@@ -216,6 +222,7 @@ impl Session {
                 if let Some((name, subscription, sent)) = answered(state, name, &ack.version) {
                     subscription.acked = true;
                     self.report_acked(&name, subscription, &sent);
+                    self.overtaken(state, &name);
                 }
                 Ok(())
             }
@@ -231,8 +238,9 @@ impl Session {
                     );
                     subscription.acked = false;
                     subscription.reported = Some(Reported::Refused);
-                    let report = SidecarEvent::Refused(name, Arc::clone(&sent.stamps), reason);
+                    let report = SidecarEvent::Refused(name.clone(), Arc::clone(&sent.stamps), reason);
                     self.relay.report(&self.pod_uid, report);
+                    self.tell_enforced(state, &name);
                 }
                 Ok(())
             }
@@ -332,6 +340,7 @@ impl Session {
     fn leave(&self, state: &mut State, name: Name) {
         // Also what it claimed to hold from before.
         state.held.remove(&name);
+        state.behind.remove(&name);
         let Some(subscription) = state.subscribed.remove(&name) else { return };
         self.cache.unsubscribe(&(name.clone(), subscription.variant), &state.wake);
         self.relay.report(&self.pod_uid, SidecarEvent::Unsubscribed(name));
@@ -348,53 +357,6 @@ impl Session {
             state.routes.remove(endpoints);
             self.leave(state, endpoints.clone());
         }
-    }
-
-    /// Attempts at destinations that a sidecar is not subscribed to are not believed: nobody may give evidence about a
-    /// rollout that he sends nothing to.
-    async fn telemetry(&self, mut report: TelemetryReport, state: &mut State) -> Result<(), Status> {
-        // Where nobody taps any more, nothing else says that there may be room again.
-        state.tapped.iter().for_each(Registered::send_ends);
-        // A sidecar looks for something to report once a second. One that reports all the time waits, with all that it
-        // says: each report takes the lock of the history.
-        if let Some(next) = state.next_report {
-            sleep_until(next).await;
-        }
-        state.next_report = Some(Instant::now() + REPORTS_APART);
-        let dropped = self.bound(&mut report, state);
-        if dropped > 0 {
-            tracing::debug!(pod = self.pod_uid, dropped, "counts that a sidecar may not report");
-        }
-        if let Some(ack) = self.relay.telemetry(&self.pod_uid, report) {
-            self.send(acknowledgement(ack)).await?;
-        }
-        Ok(())
-    }
-
-    /// Takes out of a report what is not believed. Returns how much that was.
-    fn bound(&self, report: &mut TelemetryReport, state: &State) -> usize {
-        let sent = || state.subscribed.values().filter_map(|subscription| subscription.sent.as_deref());
-        let stamps = || sent().flat_map(|shared| shared.stamps.iter());
-        let services = sent().filter_map(|shared| shared.compiled.counted_as.as_ref());
-        let canaries = stamps().filter(|stamp| stamp.kind() == stamp::Kind::Canary);
-        let exists = |namespace: &str, name: &str| self.hub.model().has_service(namespace, name);
-        // Each is looked for where the report names one: many reports have no keys, and count nothing.
-        let subjects = Subjects {
-            exists: &exists,
-            services: match report.keys.is_empty() && report.counts.is_empty() {
-                true => HashSet::new(),
-                false => services.map(|(namespace, name)| (namespace.as_str(), name.as_str())).collect(),
-            },
-            canaries: match report.attempts.is_empty() {
-                true => HashSet::new(),
-                false => canaries.map(|stamp| (stamp.namespace.as_str(), stamp.name.as_str())).collect(),
-            },
-            routes: match report.keys.iter().any(|key| !key.route.is_empty()) {
-                true => stamps().filter_map(route_of).collect(),
-                false => HashSet::new(),
-            },
-        };
-        bounds::telemetry(report, &subjects)
     }
 
     /// The namespace of the pod. Empty: the pod is gone already.
@@ -460,7 +422,7 @@ impl Session {
         let known = subscription.sent.as_deref().map(Shared::version);
         let same = known.or(held.as_deref()) == Some(resource.version());
         let first = subscription.sent.is_none();
-        subscription.sent = Some(Arc::clone(&resource));
+        let before = subscription.sent.replace(Arc::clone(&resource));
         if same {
             // What it holds from before, it enforces.
             subscription.acked |= first;
@@ -469,7 +431,10 @@ impl Session {
             }
             return None;
         }
-        subscription.acked = false;
+        if let Some(enforced) = before.filter(|_| std::mem::take(&mut subscription.acked)) {
+            state.behind.insert(name.clone(), Behind::new(enforced));
+            state.late_at.get_or_insert_with(in_force::late);
+        }
         // That it enforces another version with the same stamps makes no difference to anybody.
         let reported = match &subscription.reported {
             Some(Reported::Sent(stamps) | Reported::Acked(stamps)) => *stamps == resource.stamps,
@@ -532,12 +497,6 @@ fn acknowledgement(ack: TelemetryAck) -> Box<OperatorMessage> {
     boxed(operator_message::Message::TelemetryAck(ack))
 }
 
-/// The route of the Gateway API that a stamp is of, as sidecars name it: `HTTPRoute/namespace/name`.
-fn route_of(stamp: &Stamp) -> Option<String> {
-    let (kind, name) = stamp.name.split_once('/').filter(|_| stamp.kind() == stamp::Kind::Route)?;
-    Some(format!("{kind}/{}/{name}", stamp.namespace))
-}
-
 /// The endpoints that a version of a route leads to.
 fn leads_to(shared: Option<&Shared>) -> &[Name] {
     match shared {
@@ -567,11 +526,13 @@ impl State {
             wake,
             tapped: None,
             subscribed: HashMap::new(),
+            behind: HashMap::new(),
             routes: HashMap::new(),
             held,
             sends_in_second: 0,
             second: Instant::now(),
             next_report: None,
+            late_at: None,
         }
     }
 

@@ -7,13 +7,14 @@
 //!   calls    what policies and routes say about the calls to a Service
 //!   rules    rules of routes by name, and which are not in force as they are written
 //!   server   the server's side: endpoint, TLS, access, limits
+//!   in_force what the sidecars that are asked about work with
 //!   endpoints  where a Service's pods listen, and why none does
 //!   access   who may reach what, and the least policies that the traffic seen needs
 //!   diff     which of the traffic that was counted a policy would deny
 //!   words    objects and rules in words
 //! ```
 //! In: the model, what sidecars have acknowledged, and the counts of some time. Out: answers of the query API. Requests
-//! are matched and decided by the code that sidecars run, on the resources that they are sent. Nothing is sent, waited
+//! are matched and decided by the code that sidecars run, on the resources that they have acknowledged. Nothing is sent, waited
 //! for or written, and there is no clock.
 
 mod access;
@@ -22,6 +23,7 @@ mod asked;
 mod calls;
 mod diff;
 mod endpoints;
+mod in_force;
 mod rules;
 mod server;
 mod stages;
@@ -33,8 +35,7 @@ mod tests;
 use std::net::SocketAddr;
 
 use tulle_mesh::identity::WorkloadId;
-use tulle_mesh::proto::resource::Body;
-use tulle_mesh::proto::{ResourceName, ResourceType};
+use tulle_mesh::proto::ResourceType;
 use tulle_mesh::query::{Explanation, Stage, Verdict};
 
 use crate::discovery::AckTracker;
@@ -97,16 +98,27 @@ pub fn explain(
 /// All stages, up to the one where the request ends. What it reaches, in words.
 fn walk(world: &World<'_>, trace: &mut Trace) -> Result<String, Ended> {
     stages::source(world, trace);
-    let route = stages::address(world, trace)?;
+    let route = stages::address(world, trace);
+    if let Some(address) = world.dialled.address.filter(|_| world.client.meshed) {
+        trace.remark(&world.client_is_behind(ResourceType::Route, &address.to_string()));
+    }
+    let route = route?;
     let is_http = stages::protocol(world, route.as_ref(), trace);
     let taken = stages::route(world, route.as_ref(), is_http, trace)?;
     let target = stages::backend(world, route.as_ref(), &taken, trace)?;
     let shared = stages::split(world, &target, trace);
+    trace.remark(&world.client_is_behind(ResourceType::Endpoints, &target.endpoints));
     let servers = server::endpoint(world, &target, shared, trace)?;
-    let servers = server::tls(world, servers, trace)?;
+    let behind = server::behind(world, &servers, &[ResourceType::Mtls, ResourceType::Inbound]);
+    let servers = server::tls(world, servers, trace);
+    trace.remark(&behind);
+    let servers = servers?;
     let path = is_http.then_some(target.path.as_str());
-    server::access(world, &servers, path, trace)?;
+    let admitted = server::access(world, &servers, path, trace);
+    trace.remark(&server::behind(world, &servers, &[ResourceType::Access]));
+    admitted?;
     server::limits(world, &servers, trace);
+    trace.remark(&server::behind(world, &servers, &[ResourceType::Limits]));
     let over = if servers.iter().all(|server| server.mtls) { "over mTLS" } else { "in plain text" };
     Ok(format!("{} at {}, {over}", target.service, server::place(&servers)))
 }
@@ -267,6 +279,13 @@ impl Trace {
         Ended::Answered(answer.into())
     }
 
+    /// Adds to what the last stage says.
+    fn remark(&mut self, text: &str) {
+        if let Some(last) = self.stages.last_mut() {
+            last.because.push_str(text);
+        }
+    }
+
     /// The request goes on in a namespace that whoever asks may not see.
     fn hidden(
         &mut self,
@@ -290,12 +309,6 @@ impl Trace {
             _ => format!(", depending on stages {}", names.join(", ")),
         }
     }
-}
-
-/// The body of a resource, as the sidecar of a pod gets it.
-fn body(model: &Model, kind: ResourceType, name: &str, pod_uid: &str) -> Option<Body> {
-    let name = ResourceName { r#type: kind.into(), cluster: String::new(), name: name.to_owned() };
-    model.resource(&name, pod_uid)?.body
 }
 
 /// The pods of a workload, or the pod of that name.

@@ -37,6 +37,9 @@ pub(super) fn name_of(
 /// Rules are numbered within their own route, from 0, as in conditions of the route's status and in `tulle routes`.
 fn index_of(world: &World<'_>, rules: &proto::Rules, number: usize, rule: &proto::RouteRule) -> usize {
     let before = rules.rules.iter().take(number).filter(|other| other.route == rule.route).count();
+    if world.has_earlier_route() {
+        return before;
+    }
     let key = reference_of(rules, rule).and_then(|(reference, object)| key_of(reference, object));
     key.and_then(|key| world.model.rule_index(&key, before)).unwrap_or(before)
 }
@@ -49,6 +52,9 @@ pub(super) fn flaw_of(
     number: usize,
     rule: &proto::RouteRule,
 ) -> Option<String> {
+    if world.has_earlier_route() {
+        return None;
+    }
     let (reference, object) = reference_of(rules, rule)?;
     let index = index_of(world, rules, number, rule);
     let flawed = world.model.flawed_rules(&key_of(reference, object)?);
@@ -58,6 +64,9 @@ pub(super) fn flaw_of(
 /// The rules that sidecars were not sent, as the end of a sentence: a request that was meant for one of them goes
 /// elsewhere.
 pub(super) fn left_out(world: &World<'_>, rules: &proto::Rules) -> String {
+    if world.has_earlier_route() {
+        return String::new();
+    }
     let of = |reference: &proto::RouteRef| {
         let object = reference.object.as_ref()?;
         let flawed = world.model.flawed_rules(&key_of(reference, object)?);

@@ -13,7 +13,7 @@ use tulle_mesh::proto::{self, EndpointState, ResourceType};
 use tulle_mesh::query::Verdict;
 
 use super::stages::Target;
-use super::{Ended, Trace, World, body, endpoints, is_meshed, words};
+use super::{Ended, Trace, World, endpoints, is_meshed, words};
 use crate::model::{Key, Pod, Sections};
 
 /// Why a rule that looks at requests denies a connection, as the end of a sentence.
@@ -42,7 +42,7 @@ impl<'a> Server<'a> {
             pod,
             port,
             identity: endpoint.identity.clone(),
-            inbound: pod.filter(|_| enforces).and_then(|pod| world.model.inbound(&pod.uid)),
+            inbound: pod.filter(|_| enforces).and_then(|pod| world.inbound(pod)),
             mtls: world.client.meshed && !endpoint.identity.is_empty(),
         }
     }
@@ -179,6 +179,12 @@ pub(super) fn tls<'a>(
         None => trace.pass("tls", object, format!("plain text, because {why_plain}{note}")),
     }
     Ok(taking)
+}
+
+/// That one of the servers works with an earlier version of one of these, as the end of a sentence.
+pub(super) fn behind(world: &World<'_>, servers: &[Server<'_>], kinds: &[ResourceType]) -> String {
+    let enforcing = servers.iter().filter(|server| server.inbound.is_some()).filter_map(|server| server.pod);
+    enforcing.filter_map(|pod| world.server_is_behind(pod, kinds)).next().unwrap_or_default()
 }
 
 /// What a pod's access rules say.
@@ -326,7 +332,7 @@ fn acknowledged(
 pub(super) fn limits(world: &World<'_>, servers: &[Server<'_>], trace: &mut Trace) {
     let of = |server: &Server<'_>| {
         let pod = server.pod.filter(|_| server.inbound.is_some())?;
-        match body(world.model, ResourceType::Limits, &pod.uid, &pod.uid)? {
+        match world.body(ResourceType::Limits, &pod.uid, &pod.uid)? {
             Body::Limits(limits) => limits.enforced,
             _ => None,
         }

@@ -11,7 +11,7 @@ use tulle_mesh::route::{Matcher, Requested, location, rewritten_path};
 
 use super::asked::{Asked, steers};
 use super::rules::{flaw_of, key_of, left_out, name_of, reference_of};
-use super::{Ended, Trace, World, body, calls, words};
+use super::{Ended, Trace, World, calls, words};
 use crate::discovery::Acknowledgement;
 use crate::model::gateway::Standings;
 use crate::model::{EndpointsName, Key};
@@ -83,7 +83,7 @@ pub(super) fn address(world: &World<'_>, trace: &mut Trace) -> Result<Option<pro
         trace.pass("address", dialled.object(), because);
         return Ok(None);
     }
-    let found = match body(world.model, ResourceType::Route, &address.to_string(), &world.client.pod.uid) {
+    let found = match world.body(ResourceType::Route, &address.to_string(), &world.client.pod.uid) {
         Some(Body::Route(proto::Route { kind: Some(Kind::Service(service)) })) => Some(service),
         _ => None,
     };
@@ -162,7 +162,7 @@ pub(super) fn route(
     let matcher = match Matcher::compile(rules) {
         Ok(matcher) => matcher,
         Err(error) => {
-            let because = format!("sidecars refuse these rules and keep the last valid ones: {error}");
+            let because = format!("sidecars refuse these rules, and have had none before: {error}");
             trace.depends("route", first_route(rules), because);
             return Ok(Taken::default());
         }
@@ -432,7 +432,7 @@ fn steered_by(wanted: &proto::ValueMatch) -> String {
 
 /// The endpoints of a target, as the client's sidecar gets them.
 pub(super) fn endpoints(world: &World<'_>, target: &Target) -> proto::Endpoints {
-    let of = |name: &str| match body(world.model, ResourceType::Endpoints, name, &world.client.pod.uid) {
+    let of = |name: &str| match world.body(ResourceType::Endpoints, name, &world.client.pod.uid) {
         Some(Body::Endpoints(found)) => found,
         _ => proto::Endpoints::default(),
     };

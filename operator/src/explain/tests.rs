@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use tulle_crds::{MeshPolicy, WorkloadKind};
 
 mod diff;
+mod in_force;
 mod reached;
 mod routed;
 mod seen;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tulle_mesh::denial::DenialId;
 use tulle_mesh::identity::WorkloadId;
-use tulle_mesh::proto::{RecentDenial, RecentDenials};
+use tulle_mesh::proto::{HistoryDenial, RecentDenial, RecentDenials};
 use tulle_mesh::query::{DenialRow, Denials, Party};
 
 use super::history::Reporter;
@@ -42,9 +42,9 @@ pub(super) struct DenialLog {
 #[derive(Debug)]
 struct Kept {
     reporter: Reporter,
-    /// In Unix seconds, by the clock of this replica.
+    /// In Unix seconds, by the clock of the replica that led.
     came: i64,
-    row: DenialRow,
+    denial: RecentDenial,
     /// What its report has counted and not listed, with the first of the report.
     dropped: u64,
 }
@@ -54,13 +54,50 @@ impl DenialLog {
     pub(super) fn add(&mut self, pod_uid: &str, reporter: &Reporter, report: &RecentDenials, now: i64) {
         let mut dropped = report.dropped;
         for denial in &report.denials {
-            let Some(row) = row(pod_uid, reporter, denial, now) else { continue };
+            let id: Option<DenialId> = denial.id.parse().ok();
+            if !id.is_some_and(|id| id.may_be_of(pod_uid)) || row(reporter, denial).is_none() {
+                continue;
+            }
+            let mut denial = denial.clone();
+            // One with a time in the future would stay in front of all others.
+            denial.at_unix_ms = denial.at_unix_ms.min(now.saturating_mul(1_000));
             let dropped = std::mem::take(&mut dropped);
-            self.keep(Kept { reporter: reporter.clone(), came: now, row, dropped });
+            self.keep(Kept { reporter: reporter.clone(), came: now, denial, dropped });
         }
     }
 
+    /// Takes one that the leader has. It may have come before, by an earlier stream or in this replica's own time as the
+    /// leader.
+    pub(super) fn copy(&mut self, copied: &HistoryDenial, now: i64) {
+        let Some(denial) = &copied.denial else { return };
+        let reporter = Reporter {
+            namespace: copied.namespace.as_str().into(),
+            kind: copied.kind.as_str().into(),
+            workload: copied.workload.as_str().into(),
+        };
+        if row(&reporter, denial).is_some() {
+            let (came, dropped) = (copied.came_unix.min(now), copied.dropped);
+            self.keep(Kept { reporter, came, denial: denial.clone(), dropped });
+        }
+    }
+
+    /// Those that have come since it was last called with this number, at most `most` of them, and the number from then on.
+    pub(super) fn since(&self, number: u64, most: usize) -> (Vec<HistoryDenial>, u64) {
+        let new: Vec<(&u64, &Kept)> = self.all.range(number..).take(most).collect();
+        let next = new.last().map_or(number, |(key, _)| key.wrapping_add(1));
+        (new.into_iter().map(|(_, kept)| kept.to_proto()).collect(), next)
+    }
+
+    /// Whether it is kept already.
+    fn has(&self, reporter: &Reporter, id: &str) -> bool {
+        let mut keys = self.by_workload.get(reporter).into_iter().flatten();
+        keys.any(|key| self.all.get(key).is_some_and(|kept| kept.denial.id == id))
+    }
+
     fn keep(&mut self, kept: Kept) {
+        if self.has(&kept.reporter, &kept.denial.id) {
+            return;
+        }
         let key = self.next;
         self.next = self.next.wrapping_add(1);
         let of_workload = self.by_workload.entry(kept.reporter.clone()).or_default();
@@ -116,12 +153,12 @@ impl DenialLog {
         let is_shown = |kept: &&Kept| kept.is_recent(now) && wanted(&kept.reporter);
         let mut found: Vec<&Kept> = self.all.values().rev().filter(is_shown).collect();
         // Stable: of the same time, those that came last stay in front.
-        found.sort_by_key(|kept| Reverse(kept.row.at_unix_ms));
+        found.sort_by_key(|kept| Reverse(kept.denial.at_unix_ms));
         let left_out = u64::try_from(found.len().saturating_sub(LISTED)).unwrap_or(u64::MAX);
         let dropped = found.iter().fold(left_out, |sum, kept| sum.saturating_add(kept.dropped));
-        let row = |kept: &Kept| DenialRow { workload: kept.reporter.party(), ..kept.row.clone() };
+        let rows = found.into_iter().take(LISTED).filter_map(|kept| row(&kept.reporter, &kept.denial));
         // Who leads is known to the caller.
-        Denials { leader: false, dropped, rows: found.into_iter().take(LISTED).map(row).collect() }
+        Denials { leader: false, dropped, rows: rows.collect() }
     }
 }
 
@@ -129,14 +166,21 @@ impl Kept {
     fn is_recent(&self, now: i64) -> bool {
         now.saturating_sub(self.came) <= KEPT_FOR
     }
+
+    fn to_proto(&self) -> HistoryDenial {
+        HistoryDenial {
+            namespace: self.reporter.namespace.to_string(),
+            kind: self.reporter.kind.to_string(),
+            workload: self.reporter.workload.to_string(),
+            came_unix: self.came,
+            dropped: self.dropped,
+            denial: Some(self.denial.clone()),
+        }
+    }
 }
 
-/// A denial as it is kept. `None`: its id is not one of this pod, or it names a policy that the pod is not subject to.
-fn row(pod_uid: &str, reporter: &Reporter, denial: &RecentDenial, now: i64) -> Option<DenialRow> {
-    let id: DenialId = denial.id.parse().ok()?;
-    if !id.may_be_of(pod_uid) {
-        return None;
-    }
+/// A denial as it is answered. `None`: it names a policy that the workload is not subject to, or no client.
+fn row(reporter: &Reporter, denial: &RecentDenial) -> Option<DenialRow> {
     let policy = match denial.policy.split_once('/') {
         Some((namespace, name)) => (*namespace == *reporter.namespace).then_some(name)?,
         None => "",
@@ -148,11 +192,9 @@ fn row(pod_uid: &str, reporter: &Reporter, denial: &RecentDenial, now: i64) -> O
         query::client(&id.namespace, &id.service_account)
     };
     Some(DenialRow {
-        // That of its reporter, which is kept once.
-        workload: Party::default(),
-        // One with a time in the future would stay in front of all others.
-        at_unix_ms: denial.at_unix_ms.min(now.saturating_mul(1_000)),
-        id: id.to_string(),
+        workload: reporter.party(),
+        at_unix_ms: denial.at_unix_ms,
+        id: denial.id.clone(),
         caller: Some(caller),
         method: denial.method.clone(),
         path: denial.path.clone(),
@@ -291,6 +333,31 @@ mod tests {
         let recent = of(&log, "web", NOW);
         assert_eq!(paths(&recent), ["/5"]);
         assert_eq!(recent.rows[0].at_unix_ms, NOW * 1_000);
+    }
+
+    #[test]
+    fn a_copy_has_each_once_however_often_it_is_sent_and_by_whom() {
+        let (mut leader, mut follower) = (DenialLog::default(), DenialLog::default());
+        leader.add("uid", &reporter("web"), &report(vec![denial(1, 9), denial(2, 8)], 3), NOW);
+        leader.add("uid", &reporter("api"), &report(vec![denial(3, 7)], 0), NOW);
+        let (first, next) = leader.since(0, 2);
+        let (rest, next) = leader.since(next, 2);
+        assert_eq!((first.len(), rest.len()), (2, 1));
+        leader.add("uid", &reporter("web"), &report(vec![denial(4, 6)], 0), NOW + 2);
+        let (new, end) = leader.since(next, 2);
+        assert_eq!((new.len(), leader.since(end, 2)), (1, (Vec::new(), end)));
+        for copied in first.iter().chain(&rest).chain(&first).chain(&new) {
+            follower.copy(copied, NOW + 2);
+        }
+        for workload in ["web", "api"] {
+            assert_eq!(of(&follower, workload, NOW + 2), of(&leader, workload, NOW + 2));
+        }
+        // It leads now, and a sidecar whose report was not acknowledged sends it once more.
+        follower.add("uid", &reporter("web"), &report(vec![denial(4, 6), denial(5, 0)], 0), NOW + 4);
+        assert_eq!(paths(&of(&follower, "web", NOW + 4)), ["/5", "/4", "/2", "/1"]);
+        let foreign = HistoryDenial { namespace: "pay".into(), ..new[0].clone() };
+        follower.copy(&foreign, NOW + 4);
+        assert_eq!(follower.all.len(), 5, "a policy of another namespace");
     }
 
     #[test]

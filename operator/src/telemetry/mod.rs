@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tulle_mesh::histogram::Histogram;
-use tulle_mesh::proto::{AttemptCounts, TelemetryReport};
+use tulle_mesh::proto::{AttemptCounts, HistoryDenial, TelemetryReport};
 use tulle_mesh::query::Denials;
 
 use crate::model::{Key, Model};
@@ -387,7 +387,23 @@ impl Aggregates {
         inner.rules.all()
     }
 
-    /// The last denials at the workloads that are wanted, which have reached this replica while it led.
+    /// Denials for another replica, at most `most` of those that have come since this was last called with `number`.
+    fn denials_since(&self, number: &mut u64, most: usize) -> Vec<HistoryDenial> {
+        let (found, next) = lock(&self.inner).denials.since(*number, most);
+        *number = next;
+        found
+    }
+
+    /// Takes denials that the leader has.
+    fn copy_denials(&self, copied: &[HistoryDenial], now: i64) {
+        if copied.is_empty() {
+            return;
+        }
+        let mut inner = lock(&self.inner);
+        copied.iter().for_each(|copied| inner.denials.copy(copied, now));
+    }
+
+    /// The last denials at the workloads that are wanted. On a replica that does not lead, as far as they are copied.
     pub fn denials(&self, wanted: impl Fn(&Reporter) -> bool) -> Denials {
         lock(&self.inner).denials.last(wanted, now())
     }

@@ -4,7 +4,7 @@
 //! has changed in the open one: all that a series has in it, so that nothing is counted twice whatever was copied before.
 //! Slots that get counts after their end, from a sidecar that could not report for a while, are sent again in the same way,
 //! and no others: of a series that got counts for twenty seconds, two slots. Both replicas write just these slots anew.
-//! A leader that ceases to lead sends once more what there is.
+//! Single denials are sent once. A leader that ceases to lead sends once more what there is.
 //!
 //! ```text
 //!   seconds   0        2        4        6        8        10       12
@@ -52,6 +52,8 @@ const ROUND: Duration = Duration::from_secs(2);
 const AFTER_END: Duration = Duration::from_millis(100);
 /// A chunk is sent when it has this many bytes. The slots of its last series come on top: 200 of at most 3 kB.
 const CHUNK: usize = 384 * 1024;
+/// Denials of a chunk, of about 400 bytes each.
+const DENIALS: usize = 500;
 /// A longer message is refused.
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 /// A stream whose reader is further behind ends: slots of 10 s that it has not got will soon be parts of longer ones.
@@ -331,6 +333,7 @@ impl Received {
             ahead <= MAX_AHEAD,
             "the leader's clock is {ahead} s ahead of this replica's: are both nodes' clocks right?"
         );
+        aggregates.copy_denials(&chunk.denials, now);
         if self.is_in_use {
             // Swept by the leader's clock: its slots end here when all of them has come.
             return aggregates.history().apply(&mut self.names, chunk);
@@ -357,7 +360,8 @@ impl Received {
 
 /// The leader's history: all that there is, and then what is new every two seconds, as long as this replica leads.
 pub fn stream(aggregates: Arc<Aggregates>, leadership: watch::Receiver<Leadership>) -> Chunks {
-    let mut sender = Sender { aggregates, leadership, cursor: Cursor::default(), at_once: 1, ends: false };
+    let cursor = Cursor::default();
+    let mut sender = Sender { aggregates, leadership, cursor, denials: 0, at_once: 1, ends: false };
     sender.begin_round();
     unfold(Some(sender), |sender| async move {
         let mut sender = sender?;
@@ -374,6 +378,8 @@ struct Sender {
     aggregates: Arc<Aggregates>,
     leadership: watch::Receiver<Leadership>,
     cursor: Cursor,
+    /// Which denials are to be sent next, as the aggregates number them.
+    denials: u64,
     /// Rounds that begin without waiting. After the first round the open slot is missing; and after the end of a slot a
     /// round has only what has ended.
     at_once: u8,
@@ -384,6 +390,10 @@ struct Sender {
 impl Sender {
     async fn next(&mut self) -> Result<HistoryChunk, Status> {
         loop {
+            let denials = self.aggregates.denials_since(&mut self.denials, DENIALS);
+            if !denials.is_empty() {
+                return Ok(HistoryChunk { denials, ..HistoryChunk::default() });
+            }
             let chunk = self.aggregates.history().next_chunk(&mut self.cursor);
             if let Some(chunk) = chunk {
                 return Ok(chunk);

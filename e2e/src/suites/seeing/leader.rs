@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::{WINDOW, agrees, find, fresh, requests, row};
+use super::{WINDOW, agrees, enforced, find, fresh, requests, row};
 use crate::host;
 use crate::kubectl::Kube;
 use crate::progress::say;
 use crate::suites::Skip;
 use crate::suites::admission::process_with;
+use crate::suites::mesh::policy;
 use crate::suites::namespace::{TestNamespace, deployment};
 
 /// Requests in a second.
@@ -67,10 +68,12 @@ fn lacks_little(kube: &Kube, most: f64, end: End) -> Result<()> {
     kube.rolled_out("tulle-system", "deployment/tulle-operator", 120)?;
     field.service("web", 1, &[])?;
     field.load("load", "web:80", RATE)?;
+    let denied = denied(&field)?;
     let rate = sends_meanwhile(&field, || {
         has_past(&field)?;
         changes_leader(&field, end)
     })?;
+    ensure!(denials(&field)?.contains(&denied), "the new leader does not list denial {denied}");
     field.kubectl(&["scale", "deployment", "load", "--replicas=0"])?;
     kube.wait_for("the load to end", 60, || Ok(field.pods("load")?.is_empty()))?;
     all_is_reported(&field)?;
@@ -89,6 +92,31 @@ fn lacks_little(kube: &Kube, most: f64, end: End) -> Result<()> {
         "the application has counted {counted} requests, the leader knows {known}: those of {seconds:.1} s are missing, at {rate:.1} in a second"
     );
     kube.rolled_out("tulle-system", "deployment/tulle-operator", 120)
+}
+
+/// Has a request refused. Returns the id of the denial, as soon as the leader lists it: by the end of that leader, it has been
+/// copied.
+fn denied(field: &TestNamespace<'_>) -> Result<String> {
+    let deny = json!([{"to": [{"paths": ["/denied"]}]}]);
+    let spec = json!({"target": {"kind": "Service", "name": "web"}, "access": {"deny": deny}});
+    policy(field, "denied", spec)?;
+    enforced(field, "denied")?;
+    let ask = ["exec", "deployment/load", "-c", "load", "--", "/program", "get", "web:80", "--path=/denied"];
+    let answer = field.kubectl(&ask)?;
+    ensure!(answer.starts_with("403 "), "web answers {answer:?} to what is denied");
+    let mut found = Vec::new();
+    field.kube.wait_for("the denial to be listed", 60, || {
+        found = denials(field)?;
+        Ok(!found.is_empty())
+    })?;
+    found.pop().context("no denial is listed")
+}
+
+/// The ids of the denials at `web`.
+fn denials(field: &TestNamespace<'_>) -> Result<Vec<String>> {
+    let found = field.kube.tulle_json(&["-n", &field.namespace, "denials", "web"])?;
+    let rows = found["rows"].as_array().context("there is no list of denials")?;
+    Ok(rows.iter().filter_map(|row| row["id"].as_str().map(str::to_owned)).collect())
 }
 
 /// Does something under the load. Returns how many requests it really sent in a second meanwhile.

@@ -26,7 +26,7 @@ pub(super) fn recent(view: &Workload<'_>) -> Markup {
             }
             @if !leader {
                 p.note {
-                    "This replica of the operator does not lead: denials since it led last are missing."
+                    "This replica of the operator does not lead: denials of the last seconds may be missing."
                 }
             }
             @if *dropped > 0 {
@@ -58,18 +58,13 @@ fn row(namespace: &str, denied: &DenialRow) -> Markup {
 
 /// Why no denial is listed.
 fn nothing(view: &Workload<'_>) -> String {
-    if !view.denials.leader {
-        return "This replica of the operator does not lead, and sidecars report single denials to the leader only. \
-                `tulle dashboard` opens the page of the leader."
-            .into();
-    }
     if !view.pods.iter().any(|pod| pod.connected) {
         return view.nothing();
     }
     if view.row.golden.denied > 0 {
         return format!(
-            "Something was denied in the last {}, but no single one has been reported to this operator since it leads: \
-             what a limit refuses has no id, and a sidecar of an earlier version reports counts only.",
+            "Something was denied in the last {}, but no single one is known: what a limit refuses has no id, a sidecar of \
+             an earlier version reports counts only, and a leader that crashes takes those of its last seconds with it.",
             view.window.name()
         );
     }
