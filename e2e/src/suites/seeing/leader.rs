@@ -94,16 +94,16 @@ fn lacks_little(kube: &Kube, most: f64, end: End) -> Result<()> {
     kube.rolled_out("tulle-system", "deployment/tulle-operator", 120)
 }
 
-/// Has a request refused. Returns the id of the denial, as soon as the leader lists it: by the end of that leader, it has been
-/// copied.
+/// Has a request refused, by a Service that counts for nothing else. Returns the id of the denial, as soon as the leader lists
+/// it: by the end of that leader, it has been copied.
 fn denied(field: &TestNamespace<'_>) -> Result<String> {
-    let deny = json!([{"to": [{"paths": ["/denied"]}]}]);
-    let spec = json!({"target": {"kind": "Service", "name": "web"}, "access": {"deny": deny}});
-    policy(field, "denied", spec)?;
-    enforced(field, "denied")?;
-    let ask = ["exec", "deployment/load", "-c", "load", "--", "/program", "get", "web:80", "--path=/denied"];
+    field.service("closed", 1, &[])?;
+    let spec = json!({"target": {"kind": "Service", "name": "closed"}, "access": {"allow": []}});
+    policy(field, "closed", spec)?;
+    enforced(field, "closed")?;
+    let ask = ["exec", "deployment/load", "-c", "load", "--", "/program", "get", "closed:80"];
     let answer = field.kubectl(&ask)?;
-    ensure!(answer.starts_with("403 "), "web answers {answer:?} to what is denied");
+    ensure!(answer.starts_with("403 "), "closed answers {answer:?} to what is denied");
     let mut found = Vec::new();
     field.kube.wait_for("the denial to be listed", 60, || {
         found = denials(field)?;
@@ -112,9 +112,9 @@ fn denied(field: &TestNamespace<'_>) -> Result<String> {
     found.pop().context("no denial is listed")
 }
 
-/// The ids of the denials at `web`.
+/// The ids of the denials at `closed`.
 fn denials(field: &TestNamespace<'_>) -> Result<Vec<String>> {
-    let found = field.kube.tulle_json(&["-n", &field.namespace, "denials", "web"])?;
+    let found = field.kube.tulle_json(&["-n", &field.namespace, "denials", "closed"])?;
     let rows = found["rows"].as_array().context("there is no list of denials")?;
     Ok(rows.iter().filter_map(|row| row["id"].as_str().map(str::to_owned)).collect())
 }
