@@ -252,7 +252,7 @@ TIME       WORKLOAD   CALLER     REQUEST              POLICY    RULE          ID
             counted.starts_with("3 requests and connections were denied at web in the last 40m"),
             "{counted}"
         );
-        assert!(counted.contains("since this operator leads"), "{counted}");
+        assert!(counted.contains("what a limit refuses has no id"), "{counted}");
         for bare in [of(0, 0), Stat::default()] {
             assert!(says(&bare, Some("web")).starts_with("no sidecar has counted this"));
         }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use tulle_mesh::features;
 use tulle_mesh::proto::{
-    Ack, Features, Nack, RelayMessage, Resource, ResourceName, ResourceType, Stamp, TelemetryReport, relay_message,
+    Ack, Features, Nack, RelayMessage, Resource, ResourceName, ResourceType, Stamp, TelemetryReport,
+    relay_message,
 };
 
 use super::bounds;

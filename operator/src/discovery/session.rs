@@ -25,11 +25,11 @@ use super::bounds;
 use super::cache::{Cache, Id, Shared, Wake};
 use super::relay::LeaderRelay;
 use super::report::{Name, SidecarEvent, Stamps, endpoints_name, name_of, resource_name};
-use in_force::Behind;
 use crate::model::Variant;
 use crate::tap::{Registered, Sidecar, Taps};
 use crate::telemetry::query::reporter;
 use crate::watch::Hub;
+use in_force::Behind;
 
 /// Changes are gathered for this long before they are sent, and longer the more there are: 0 for the
 /// first in a while, 50 ms in a burst, 800 ms in a storm.

@@ -20,13 +20,15 @@ impl World<'_> {
 
     /// What a pod enforces on connections that arrive, all in one.
     pub(super) fn inbound(&self, pod: &Pod) -> Option<proto::Inbound> {
-        let of = |kind| self.earlier(kind, &pod.uid, &pod.uid).and_then(|earlier| earlier.resource.body.clone());
+        let of =
+            |kind| self.earlier(kind, &pod.uid, &pod.uid).and_then(|earlier| earlier.resource.body.clone());
         if let Some(Body::Inbound(whole)) = of(ResourceType::Inbound) {
             return Some(whole);
         }
         let mut inbound = self.model.inbound(&pod.uid)?;
         if let Some(Body::Mtls(mtls)) = of(ResourceType::Mtls) {
-            (inbound.mtls, inbound.mtls_from, inbound.shadow_strict) = (mtls.mode, mtls.from, mtls.shadow_strict);
+            (inbound.mtls, inbound.mtls_from, inbound.shadow_strict) =
+                (mtls.mode, mtls.from, mtls.shadow_strict);
         }
         if let Some(Body::Access(rules)) = of(ResourceType::Access) {
             (inbound.access, inbound.shadow) = (rules.access, rules.shadow);

@@ -30,7 +30,10 @@ impl AckTracker {
                 let enforces = known.enforces_earlier.clone();
                 let enforces = enforces.map(|resource| SidecarEvent::Enforces(name.clone(), Some(resource)));
                 all.extend(
-                    [acked, sent, refused, enforces].into_iter().flatten().map(|event| (Arc::clone(uid), event)),
+                    [acked, sent, refused, enforces]
+                        .into_iter()
+                        .flatten()
+                        .map(|event| (Arc::clone(uid), event)),
                 );
             }
         }

@@ -17,7 +17,11 @@ const REPORTS_APART: Duration = Duration::from_millis(200);
 impl Session {
     /// Attempts at destinations that a sidecar is not subscribed to are not believed: nobody may give evidence about a
     /// rollout that he sends nothing to.
-    pub(super) async fn telemetry(&self, mut report: TelemetryReport, state: &mut State) -> Result<(), Status> {
+    pub(super) async fn telemetry(
+        &self,
+        mut report: TelemetryReport,
+        state: &mut State,
+    ) -> Result<(), Status> {
         // Where nobody taps any more, nothing else says that there may be room again.
         state.tapped.iter().for_each(Registered::send_ends);
         // A sidecar looks for something to report once a second. One that reports all the time waits, with all that it
@@ -37,7 +41,7 @@ impl Session {
     }
 
     /// Takes out of a report what is not believed. Returns how much that was.
-    fn bound(&self, report: &mut TelemetryReport, state: &State) -> usize {
+    pub(super) fn bound(&self, report: &mut TelemetryReport, state: &State) -> usize {
         let sent = || state.subscribed.values().filter_map(|subscription| subscription.sent.as_deref());
         let stamps = || sent().flat_map(|shared| shared.stamps.iter());
         let services = sent().filter_map(|shared| shared.compiled.counted_as.as_ref());

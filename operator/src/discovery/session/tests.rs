@@ -6,7 +6,8 @@ use tonic::Code;
 use tulle_mesh::features::SPLIT_V1;
 use tulle_mesh::proto::resource::Body;
 use tulle_mesh::proto::{
-    Ack, Nack, Resource, SeriesKey, Subscribe, Tap, TapEvent, Tapped, Unsubscribe, route, series_key,
+    Ack, Nack, Resource, SeriesKey, Subscribe, Tap, TapEvent, Tapped, TelemetryReport, Unsubscribe, route,
+    series_key,
 };
 
 use super::*;
@@ -308,7 +309,7 @@ async fn a_canary_waits_for_the_endpoints_that_came_with_a_route() {
     assert_eq!(acknowledged(&sidecar, 2), Acknowledgement::Complete, "it sends nothing there any more");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn what_is_enforced_in_place_of_a_refused_or_unanswered_version_is_known_until_a_later_one_is_taken() {
     let hub = hub();
     let mut sidecar = Sidecar::new(&hub);

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::discovery::{Name, Stamps};
 use crate::discovery::report::resource_name;
+use crate::discovery::{Name, Stamps};
 
 /// The pod's sidecar keeps this resource as it is now, and refuses the next version of it.
 fn keeps(model: &Model, pod_uid: &str, kind: ResourceType, name: &str) -> AckTracker {
@@ -12,11 +12,7 @@ fn keeps(model: &Model, pod_uid: &str, kind: ResourceType, name: &str) -> AckTra
     let name: Name = (kind.into(), name.into());
     let resource = model.resource(&resource_name(&name), pod_uid).unwrap();
     acks.report(pod_uid, SidecarEvent::Connected, |_| {});
-    acks.report(
-        pod_uid,
-        SidecarEvent::Refused(name.clone(), Stamps::from([]), "too new".to_owned()),
-        |_| {},
-    );
+    acks.report(pod_uid, SidecarEvent::Refused(name.clone(), Stamps::from([]), "too new".to_owned()), |_| {});
     acks.report(pod_uid, SidecarEvent::Enforces(name, Some(Arc::new(resource))), |_| {});
     acks
 }
@@ -35,7 +31,8 @@ fn a_server_that_has_refused_new_rules_decides_by_those_that_it_has() {
     assert!(explained.reaches, "{explained:#?}");
     let because = &stage(&explained, "access").because;
     assert!(because.starts_with("no access section holds for the server"), "{because}");
-    let said = "; pod shop/web-1 works with an earlier version, because it has refused the present one: too new";
+    let said =
+        "; pod shop/web-1 works with an earlier version, because it has refused the present one: too new";
     assert!(because.ends_with(said), "{because}");
 }
 
