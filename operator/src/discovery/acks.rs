@@ -15,15 +15,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tulle_mesh::features::{LIMITS_V1, LOGS_V1};
-use tulle_mesh::proto::{Resource, ResourceType, Stamp, stamp};
+use tulle_mesh::proto::{ResourceType, Stamp, stamp};
 
 pub use clients::ClientAcknowledgement;
 pub use dialled::PodDialling;
-pub use in_force::Earlier;
+pub use in_force::Behind;
 pub use route::RouteAcknowledgement;
 pub use state::SidecarState;
 
-use super::report::{Name, SidecarEvent, Stamps};
+use super::report::{Enforced, Name, SidecarEvent, Stamps};
 use crate::model::{Key, Model, Pod, Sections, WorkloadKey};
 
 /// What was said on an earlier stream holds for this long on a new one: until the sidecar has said it anew, or
@@ -107,6 +107,8 @@ struct Sidecar {
     streams: u32,
     /// Since when there is one.
     since: Option<Instant>,
+    /// The number of the newest stream, of those of this replica.
+    newest: u64,
     /// Features of this build that it does not have, as its newest stream says.
     lacks: Vec<&'static str>,
     /// Of its build, as its newest stream says.
@@ -145,7 +147,7 @@ struct Known {
     behind_since: Option<Instant>,
     refused: Option<String>,
     /// What it enforces in place of the version that was sent last, where that lasts.
-    enforces_earlier: Option<Arc<Resource>>,
+    enforces: Option<Enforced>,
     /// It was said on an earlier stream, and holds until then.
     until: Option<Instant>,
 }
@@ -470,10 +472,10 @@ impl Sidecars {
                 let (sent, refused) = (Some(stamps), Some(reason));
                 Some(Known { sent, refused, behind_since: None, until: None, ..known })
             }),
-            SidecarEvent::Enforces(name, earlier) => self.change(&uid, name, |known| {
+            SidecarEvent::Enforces(name, enforces) => self.change(&uid, name, |known| {
                 // Of some resources nothing else is reported.
-                let is_known = earlier.is_some() || known.sent.is_some() || known.acked.is_some();
-                is_known.then_some(Known { enforces_earlier: earlier, ..known })
+                let is_known = enforces.is_some() || known.sent.is_some() || known.acked.is_some();
+                is_known.then_some(Known { enforces, ..known })
             }),
             SidecarEvent::Unsubscribed(name) => self.change(&uid, name, |_| None),
         }

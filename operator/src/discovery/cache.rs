@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
-use tulle_mesh::proto::ResourceType;
+use tulle_mesh::proto::{Resource, ResourceType};
 
 use super::report::{Name, Stamps, endpoints_name, resource_name};
 use crate::model::{Compiled, Dependency, EndpointsName, Key, Touched, Variant};
@@ -21,10 +21,13 @@ pub type Id = (Name, Variant);
 
 /// A compiled resource, as all its subscribers share it.
 pub struct Shared {
-    /// The resource and what it was made of, without the stamps.
-    pub compiled: Compiled,
+    /// With its version.
+    pub resource: Arc<Resource>,
     /// Its stamps, to be handed on.
     pub stamps: Stamps,
+    /// Namespace and name of the Service that requests to it are counted for.
+    pub counted_as: Option<(String, String)>,
+    depends: Dependency,
     /// Of a route: the endpoints that it leads to, in order and each once. Sessions share the names.
     pub leads_to: Box<[Name]>,
 }
@@ -32,7 +35,7 @@ pub struct Shared {
 impl Shared {
     /// The version of the resource.
     pub fn version(&self) -> &str {
-        &self.compiled.resource.version
+        &self.resource.version
     }
 }
 
@@ -96,6 +99,11 @@ pub struct Dirty {
 }
 
 impl Wake {
+    /// The number of the session: a later one has a higher number.
+    pub fn session(&self) -> u64 {
+        self.session
+    }
+
     /// Waits until something may have changed.
     pub async fn changed(&self) {
         self.notify.notified().await;
@@ -184,14 +192,15 @@ impl Cache {
         };
         let compiled = hub.model().compile(&resource_name(&id.0), &id.1);
         self.compilations.fetch_add(1, Ordering::Relaxed);
-        let compiled = compiled.map(|mut compiled| {
-            let stamps = std::mem::take(&mut compiled.stamps).into();
+        let compiled = compiled.map(|compiled| {
             let leads_to = compiled.endpoints().into_iter().map(endpoints_name).collect();
-            Arc::new(Shared { compiled, stamps, leads_to })
+            let Compiled { resource, stamps, counted_as, depends } = compiled;
+            let (resource, stamps) = (Arc::new(resource), stamps.into());
+            Arc::new(Shared { resource, stamps, counted_as, depends, leads_to })
         });
         let mut inner = lock(&self.inner);
         let mut origins: Vec<_> = by_name(&id.0).into_iter().collect();
-        origins.extend(compiled.as_ref().map(|compiled| origin(&compiled.compiled.depends)));
+        origins.extend(compiled.as_ref().map(|compiled| origin(&compiled.depends)));
         origins.dedup();
         let touched_meanwhile = inner.touches != touches;
         if let Some(entry) = inner.entries.get_mut(id) {

@@ -25,7 +25,7 @@ pub mod server;
 pub mod session;
 
 pub use acks::{
-    AckTracker, Acknowledgement, ClientAcknowledgement, Earlier, PodDialling, PolicyAcknowledgement,
+    AckTracker, Acknowledgement, Behind, ClientAcknowledgement, PodDialling, PolicyAcknowledgement,
     RouteAcknowledgement, SidecarState,
 };
-pub use report::{Name, SidecarEvent, Stamps};
+pub use report::{Enforced, Name, SidecarEvent, Stamps};

@@ -14,11 +14,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tulle_mesh::proto::relay_client::RelayClient;
-use tulle_mesh::proto::{RelayMessage, RelayReply, TelemetryAck, TelemetryReport, relay_message};
+use tulle_mesh::proto::{RelayMessage, RelayReply, Resource, TelemetryAck, TelemetryReport, relay_message};
 
 use super::acks::AckTracker;
 use super::peer::{Peer, Tls};
-use super::report::{SidecarEvent, message, of_sidecar};
+use super::report::{Enforced, Name, SidecarEvent, message, of_sidecar};
 use crate::lease::Leadership;
 use crate::telemetry::{Aggregates, Taken, reporter_of};
 use crate::watch::Hub;
@@ -90,6 +90,26 @@ impl LeaderRelay {
                 shard.pass_on(message(pod_uid, report));
             }
         });
+    }
+
+    /// A stream of a sidecar of this replica has begun.
+    pub fn begins(&self, pod_uid: &str, stream: u64) {
+        self.report(pod_uid, SidecarEvent::Connected);
+        self.acks.begins(pod_uid, stream);
+    }
+
+    /// Takes what a sidecar of this replica enforces in place of what it was sent last.
+    pub fn enforces(&self, pod_uid: &str, stream: u64, name: &Name, enforced: Option<Enforced>) {
+        self.acks.enforces((pod_uid, stream), (name, enforced), |event| {
+            if let Some(shard) = self.shards.get(shard_of(pod_uid)) {
+                shard.pass_on(message(pod_uid, event));
+            }
+        });
+    }
+
+    /// As [`AckTracker::kept`].
+    pub fn kept(&self, pod_uid: &str, name: &Name, version: &str) -> (Option<Arc<Resource>>, bool) {
+        self.acks.kept(pod_uid, name, version)
     }
 
     /// Takes counts of a sidecar of this replica. Returns the answer; `None`: it is the leader's, and comes by

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use prost::Message as _;
 use tulle_mesh::features;
 use tulle_mesh::proto::{
-    Ack, Features, Nack, RelayMessage, Resource, ResourceName, ResourceType, Stamp, TelemetryReport,
-    relay_message,
+    Ack, Enforces, Features, Nack, RelayMessage, Resource, ResourceName, ResourceType, Stamp,
+    TelemetryReport, enforces, relay_message,
 };
 
 use super::bounds;
@@ -18,6 +19,10 @@ pub type Stamps = Arc<[Stamp]>;
 
 /// The version of an acknowledgement that is passed on: its stamps say what was acknowledged.
 const ACKNOWLEDGED: &str = "acknowledged";
+
+/// Bytes of an earlier version that are passed on to the leader: such a message waits among others, and all of a mesh may be
+/// behind at once.
+const MAX_EARLIER: usize = 64 * 1024;
 
 /// What a sidecar says about a resource, to be passed on to the leader.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,11 +46,21 @@ pub enum SidecarEvent {
     Acked(Name, Stamps),
     /// It refused a version with these stamps, for a reason.
     Refused(Name, Stamps, String),
-    /// In place of the version that it was sent last it enforces this earlier one, whose resource carries the name; `None`:
-    /// no more.
-    Enforces(Name, Option<Arc<Resource>>),
+    /// What it enforces in place of the version that it was sent last; `None`: that version.
+    Enforces(Name, Option<Enforced>),
     /// It wants no more of this.
     Unsubscribed(Name),
+}
+
+/// What a sidecar enforces of a resource, although another version was sent.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Enforced {
+    /// An earlier version.
+    Earlier(Arc<Resource>),
+    /// An earlier version that the operator does not have any more.
+    Unknown,
+    /// None: it has refused the first.
+    Nothing,
 }
 
 /// The features of this build that are in a list, or are not.
@@ -102,9 +117,15 @@ pub fn message(pod_uid: &str, report: SidecarEvent) -> RelayMessage {
             let nack = Nack { name: Some(resource_name(&name)), version: String::new(), reason };
             (relay_message::Message::Nack(nack), stamps)
         }
-        SidecarEvent::Enforces(name, resource) => {
-            let none = || Resource { name: Some(resource_name(&name)), ..Resource::default() };
-            (relay_message::Message::Enforces(resource.map_or_else(none, Arc::unwrap_or_clone)), nothing)
+        SidecarEvent::Enforces(name, enforced) => {
+            let what = enforced.map(|enforced| match enforced {
+                Enforced::Earlier(resource) if resource.encoded_len() <= MAX_EARLIER => {
+                    enforces::What::Earlier(Arc::unwrap_or_clone(resource))
+                }
+                Enforced::Earlier(_) | Enforced::Unknown => enforces::What::Unknown(true),
+                Enforced::Nothing => enforces::What::Nothing(true),
+            });
+            (relay_message::Message::Enforces(Enforces { name: Some(resource_name(&name)), what }), nothing)
         }
         // An acknowledgement of nothing: the subscription is over.
         SidecarEvent::Unsubscribed(name) => {
@@ -137,9 +158,13 @@ pub fn report_of(message: relay_message::Message, stamps: Vec<Stamp>) -> Option<
         }
         relay_message::Message::Ack(ack) => SidecarEvent::Acked(name_of(ack.name?), stamps),
         relay_message::Message::Nack(nack) => SidecarEvent::Refused(name_of(nack.name?), stamps, nack.reason),
-        relay_message::Message::Enforces(resource) => {
-            let name = name_of(resource.name.clone()?);
-            SidecarEvent::Enforces(name, resource.body.is_some().then(|| Arc::new(resource)))
+        relay_message::Message::Enforces(Enforces { name, what }) => {
+            let enforced = what.map(|what| match what {
+                enforces::What::Earlier(resource) => Enforced::Earlier(Arc::new(resource)),
+                enforces::What::Unknown(_) => Enforced::Unknown,
+                enforces::What::Nothing(_) => Enforced::Nothing,
+            });
+            SidecarEvent::Enforces(name_of(name?), enforced)
         }
         relay_message::Message::Telemetry(report) => return of_sidecar(&report).next(),
     })
@@ -155,9 +180,8 @@ pub fn of_sidecar(report: &TelemetryReport) -> impl Iterator<Item = SidecarEvent
 
 #[cfg(test)]
 mod tests {
-    use prost::Message as _;
-    use tulle_mesh::proto::Route;
     use tulle_mesh::proto::resource::Body;
+    use tulle_mesh::proto::{Endpoint, Endpoints, Route};
 
     use super::*;
 
@@ -187,13 +211,28 @@ mod tests {
             SidecarEvent::Sent(name.clone(), Arc::clone(&stamps)),
             SidecarEvent::Acked(name.clone(), Arc::clone(&stamps)),
             SidecarEvent::Refused(name.clone(), stamps, "too new".into()),
-            SidecarEvent::Enforces(name.clone(), Some(Arc::new(resource))),
+            SidecarEvent::Enforces(name.clone(), Some(Enforced::Earlier(Arc::new(resource)))),
+            SidecarEvent::Enforces(name.clone(), Some(Enforced::Unknown)),
+            SidecarEvent::Enforces(name.clone(), Some(Enforced::Nothing)),
             SidecarEvent::Enforces(name.clone(), None),
             SidecarEvent::Unsubscribed(name),
         ] {
             let sent = message("u", report.clone());
             assert_eq!(report_of(sent.message.unwrap(), sent.stamps), Some(report));
         }
+    }
+
+    #[test]
+    fn an_earlier_version_that_is_large_stays_where_it_is() {
+        let name: Name = (ResourceType::Endpoints as i32, "shop/web:80".into());
+        let endpoint = Endpoint { address: "10.1.0.1:8080".into(), ..Endpoint::default() };
+        let body =
+            Some(Body::Endpoints(Endpoints { endpoints: vec![endpoint; 5_000], ..Endpoints::default() }));
+        let resource = Arc::new(Resource { name: Some(resource_name(&name)), body, ..Resource::default() });
+        let sent = message("u", SidecarEvent::Enforces(name.clone(), Some(Enforced::Earlier(resource))));
+        assert!(sent.encoded_len() < 100);
+        let unknown = SidecarEvent::Enforces(name, Some(Enforced::Unknown));
+        assert_eq!(report_of(sent.message.unwrap(), sent.stamps), Some(unknown));
     }
 
     /// Builds whose messages have the version beside the oneof read and send the same bytes.

@@ -219,6 +219,7 @@ impl Discovery for Services {
             taps: Arc::clone(&self.taps),
             pod_uid: hello.pod_uid,
             down,
+            number: 0,
             hang_up: from.map(|from| from.hang_up).unwrap_or_default(),
         };
         tokio::spawn(session.run(up, held, build));

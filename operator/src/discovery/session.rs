@@ -13,11 +13,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, Streaming};
 use tulle_mesh::proto::{
-    OperatorMessage, ResourceType, SidecarMessage, TelemetryAck, operator_message, sidecar_message,
+    OperatorMessage, Resource, ResourceType, SidecarMessage, TelemetryAck, operator_message, sidecar_message,
 };
 
 use super::admission::Admission;
@@ -29,7 +30,7 @@ use crate::model::Variant;
 use crate::tap::{Registered, Sidecar, Taps};
 use crate::telemetry::query::reporter;
 use crate::watch::Hub;
-use in_force::Behind;
+use in_force::{Before, Lag};
 
 /// Changes are gathered for this long before they are sent, and longer the more there are: 0 for the
 /// first in a while, 50 ms in a burst, 800 ms in a storm.
@@ -66,6 +67,8 @@ pub struct Session {
     pub taps: Arc<Taps>,
     /// The pod, as its certificate and hello say.
     pub pod_uid: String,
+    /// Of this stream, ascending; set when it is served.
+    pub number: u64,
     /// Messages to the sidecar.
     pub down: mpsc::Sender<Down>,
     /// Closes the connection of a sidecar that reads nothing: the stream alone cannot be ended while its
@@ -91,16 +94,14 @@ struct State {
     subscribed: HashMap<Name, Subscription>,
     /// How many subscribed routes lead to each Endpoints resource.
     routes: HashMap<Name, usize>,
-    /// What it enforces in place of versions that it has been sent and has not taken.
-    behind: HashMap<Name, Behind>,
+    /// What it has been sent and has not taken.
+    lag: Lag,
     /// What the sidecar said at the start that it holds, until it is compared with what there is.
     held: HashMap<Name, String>,
     sends_in_second: u32,
     second: Instant,
     /// When the next report is taken; `None`: at once.
     next_report: Option<Instant>,
-    /// When versions that are not answered by then are late.
-    late_at: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -128,16 +129,20 @@ enum Reported {
 
 impl Session {
     /// Serves the stream of a sidecar of this build, which holds these versions, to its end.
-    pub async fn run(self, mut up: Streaming<SidecarMessage>, held: HashMap<Name, String>, build: Build) {
+    pub async fn run(mut self, mut up: Streaming<SidecarMessage>, held: HashMap<Name, String>, build: Build) {
         let Build { version, lacks, taps } = build;
-        self.relay.report(&self.pod_uid, SidecarEvent::Connected);
+        let wake = self.cache.wake(self.namespace());
+        self.number = wake.session();
+        self.relay.begins(&self.pod_uid, self.number);
         self.relay.report(&self.pod_uid, SidecarEvent::Version(version));
         if !lacks.is_empty() {
             self.relay.report(&self.pod_uid, SidecarEvent::Lacks(lacks));
         }
-        let mut state = State::new(self.cache.wake(self.namespace()), held);
+        let mut state = State::new(wake, held);
         state.tapped = self.register(taps);
         let end = self.serve(&mut up, &mut state).await;
+        // No answer will come any more.
+        self.tell_late(&mut state, Instant::now() + in_force::LATE);
         for (name, subscription) in state.subscribed.drain() {
             self.cache.unsubscribe(&(name, subscription.variant), &state.wake);
         }
@@ -189,7 +194,19 @@ impl Session {
                     send_at = None;
                     self.send_changed(state).await?;
                 }
-                () = wait(state.late_at), if state.late_at.is_some() => self.tell_late(state),
+                () = wait(state.lag.late_at), if state.lag.late_at.is_some() => {
+                    // Answers that have come already are not late.
+                    for _ in 0..MAX_SUBSCRIPTIONS {
+                        match up.message().now_or_never() {
+                            None => break,
+                            Some(message) => match message? {
+                                Some(message) => self.received(message, state).await?,
+                                None => return Ok(()),
+                            },
+                        }
+                    }
+                    self.tell_late(state, Instant::now());
+                }
             }
         }
     }
@@ -219,10 +236,12 @@ impl Session {
             Some(sidecar_message::Message::Ack(ack)) => {
                 // An answer that crossed its unsubscription, or a newer version, is about nothing any more.
                 let name = ack.name.map(name_of);
-                if let Some((name, subscription, sent)) = answered(state, name, &ack.version) {
+                if let Some((name, subscription, sent)) = answered(state, name.clone(), &ack.version) {
                     subscription.acked = true;
                     self.report_acked(&name, subscription, &sent);
-                    self.overtaken(state, &name);
+                    self.caught_up(&mut state.lag, &name);
+                } else if let Some(name) = name {
+                    self.acked_earlier(&mut state.lag, &name, &ack.version);
                 }
                 Ok(())
             }
@@ -240,7 +259,7 @@ impl Session {
                     subscription.reported = Some(Reported::Refused);
                     let report = SidecarEvent::Refused(name.clone(), Arc::clone(&sent.stamps), reason);
                     self.relay.report(&self.pod_uid, report);
-                    self.tell_enforced(state, &name);
+                    self.refused(&mut state.lag, &name);
                 }
                 Ok(())
             }
@@ -340,7 +359,7 @@ impl Session {
     fn leave(&self, state: &mut State, name: Name) {
         // Also what it claimed to hold from before.
         state.held.remove(&name);
-        state.behind.remove(&name);
+        Self::left(&mut state.lag, &name);
         let Some(subscription) = state.subscribed.remove(&name) else { return };
         self.cache.unsubscribe(&(name.clone(), subscription.variant), &state.wake);
         self.relay.report(&self.pod_uid, SidecarEvent::Unsubscribed(name));
@@ -431,9 +450,13 @@ impl Session {
             }
             return None;
         }
-        if let Some(enforced) = before.filter(|_| std::mem::take(&mut subscription.acked)) {
-            state.behind.insert(name.clone(), Behind::new(enforced));
-            state.late_at.get_or_insert_with(in_force::late);
+        let before = match (before, std::mem::take(&mut subscription.acked)) {
+            (Some(before), true) => Some(Before::Acked(before)),
+            (Some(before), false) => Some(Before::Sent(before)),
+            (None, _) => held.map(Before::Held),
+        };
+        if let Some(before) = before {
+            self.sent_another(&mut state.lag, name, before);
         }
         // That it enforces another version with the same stamps makes no difference to anybody.
         let reported = match &subscription.reported {
@@ -461,7 +484,7 @@ impl Session {
     }
 
     async fn send_resource(&self, resource: &Shared) -> Result<(), Status> {
-        self.send(boxed(operator_message::Message::Resource(resource.compiled.resource.clone()))).await
+        self.send(boxed(operator_message::Message::Resource(Resource::clone(&resource.resource)))).await
     }
 
     async fn send(&self, message: Box<OperatorMessage>) -> Result<(), Status> {
@@ -526,13 +549,12 @@ impl State {
             wake,
             tapped: None,
             subscribed: HashMap::new(),
-            behind: HashMap::new(),
+            lag: Lag::default(),
             routes: HashMap::new(),
             held,
             sends_in_second: 0,
             second: Instant::now(),
             next_report: None,
-            late_at: None,
         }
     }
 

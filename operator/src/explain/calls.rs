@@ -195,6 +195,9 @@ fn fault(faults: &proto::Faults) -> String {
 
 /// Which sidecars of the Service's clients do not carry out a policy yet, as the end of a sentence.
 fn waiting(world: &World<'_>, policy: &proto::ObjectRef) -> String {
+    if world.has_earlier_route() {
+        return String::new();
+    }
     let key: Key = (policy.namespace.as_str().into(), policy.name.as_str().into());
     let addresses: BTreeSet<_> = world.dialled.address.into_iter().collect();
     let version = (&key, policy.uid.as_str(), policy.generation);

@@ -21,6 +21,18 @@ pub(super) fn listed(endpoints: &[&proto::Endpoint]) -> String {
     }
 }
 
+/// Says how many of the pods are gone: a sidecar that is behind still sends to them.
+pub(super) fn gone(world: &World<'_>, endpoints: &[&proto::Endpoint]) -> Option<String> {
+    let is_gone = |endpoint: &&&proto::Endpoint| {
+        !endpoint.pod_uid.is_empty() && world.model.pod(&endpoint.pod_uid).is_none()
+    };
+    match (endpoints.iter().filter(is_gone).count(), endpoints.len()) {
+        (0, _) => None,
+        (1, 1) => Some("; its pod is gone".to_owned()),
+        (count, all) => Some(format!("; {count} of these {all} are of pods that are gone")),
+    }
+}
+
 /// Says of the first pod that declares ports, but not the one that it is sent to, that nothing may listen there. A pod may
 /// listen at a port that it does not declare.
 pub(super) fn undeclared(

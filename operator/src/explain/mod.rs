@@ -38,6 +38,8 @@ use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto::ResourceType;
 use tulle_mesh::query::{Explanation, Stage, Verdict};
 
+use in_force::Remark;
+
 use crate::discovery::AckTracker;
 use crate::model::object::ServicePort;
 use crate::model::{Key, Model, Pod};
@@ -137,11 +139,6 @@ struct World<'a> {
 impl World<'_> {
     fn shows(&self, namespace: &str) -> bool {
         (self.shown)(namespace)
-    }
-
-    /// Whether a pod may be looked at. An address of no pod may.
-    fn shows_pod(&self, uid: &str) -> bool {
-        self.model.pod(uid).is_none_or(|pod| self.shows(&pod.namespace))
     }
 
     /// The first of these pods that may be named, each as `namespace/name`.
@@ -280,9 +277,11 @@ impl Trace {
     }
 
     /// Adds to what the last stage says.
-    fn remark(&mut self, text: &str) {
-        if let Some(last) = self.stages.last_mut() {
-            last.because.push_str(text);
+    fn remark(&mut self, remark: &Remark) {
+        let Some(last) = self.stages.last_mut() else { return };
+        last.because.push_str(&remark.text);
+        if remark.is_open && last.verdict == Verdict::Pass {
+            last.verdict = Verdict::Depends;
         }
     }
 

@@ -12,6 +12,7 @@ use tulle_mesh::proto::resource::Body;
 use tulle_mesh::proto::{self, EndpointState, ResourceType};
 use tulle_mesh::query::Verdict;
 
+use super::in_force::Remark;
 use super::stages::Target;
 use super::{Ended, Trace, World, endpoints, is_meshed, words};
 use crate::model::{Key, Pod, Sections};
@@ -106,12 +107,12 @@ pub(super) fn endpoint<'a>(
     };
     // A slice may list pods of any namespace.
     let (shown, hidden): (Vec<&proto::Endpoint>, Vec<&proto::Endpoint>) =
-        serving.into_iter().partition(|endpoint| world.shows_pod(&endpoint.pod_uid));
+        serving.into_iter().partition(|endpoint| world.shows_endpoint(endpoint));
     if shown.is_empty() {
         let because = format!("{because}, of pods of other namespaces");
         return Err(trace.hidden("endpoint", object, because, "another namespace"));
     }
-    let doubt = endpoints::undeclared(world, target, &shown);
+    let doubt = endpoints::gone(world, &shown).or_else(|| endpoints::undeclared(world, target, &shown));
     let addresses = endpoints::listed(&shown);
     if hidden.is_empty() {
         let verdict = if doubt.is_some() { Verdict::Depends } else { Verdict::Pass };
@@ -181,8 +182,8 @@ pub(super) fn tls<'a>(
     Ok(taking)
 }
 
-/// That one of the servers works with an earlier version of one of these, as the end of a sentence.
-pub(super) fn behind(world: &World<'_>, servers: &[Server<'_>], kinds: &[ResourceType]) -> String {
+/// What is to be said where one of the servers is behind with one of these.
+pub(super) fn behind(world: &World<'_>, servers: &[Server<'_>], kinds: &[ResourceType]) -> Remark {
     let enforcing = servers.iter().filter(|server| server.inbound.is_some()).filter_map(|server| server.pod);
     enforcing.filter_map(|pod| world.server_is_behind(pod, kinds)).next().unwrap_or_default()
 }
@@ -307,6 +308,13 @@ fn acknowledged(
     sections: Sections,
 ) -> String {
     let Some(policy) = policy else { return String::new() };
+    // The version of one that is behind is not what the others are waited for.
+    if !behind(world, servers, &Sections::ALL.resources().map(|(kind, _)| kind).collect::<Vec<_>>())
+        .text
+        .is_empty()
+    {
+        return String::new();
+    }
     let key: Key = (policy.namespace.as_str().into(), policy.name.as_str().into());
     let deciding: Vec<(Arc<str>, Sections)> = servers
         .iter()

@@ -93,6 +93,13 @@ pub(super) fn address(world: &World<'_>, trace: &mut Trace) -> Result<Option<pro
             trace.pass("address", dialled.object(), format!("the client dials {address}"));
             Ok(Some(found))
         }
+        None if world.takes_for_foreign(&address.to_string()) => {
+            let because = format!(
+                "its sidecar passes connections to {address} on as they are, and kube-proxy chooses the pod"
+            );
+            trace.pass("address", dialled.object(), because);
+            Ok(None)
+        }
         None => {
             let because = format!("address {address} belongs to another Service or pod, which keeps it");
             Err(trace.stop("address", dialled.object(), because, "its connections lead elsewhere"))
@@ -126,7 +133,7 @@ pub(super) fn protocol(world: &World<'_>, route: Option<&proto::ServiceRoute>, t
 fn at_pod(world: &World<'_>) -> Protocol {
     let target = itself(world);
     let endpoints = endpoints(world, &target).endpoints;
-    let first = endpoints.into_iter().find(|endpoint| world.shows_pod(&endpoint.pod_uid));
+    let first = endpoints.into_iter().find(|endpoint| world.shows_endpoint(endpoint));
     let kind = first
         .and_then(|first| first.address.parse::<SocketAddr>().ok())
         .map(|address| world.model.route(address, "").kind);
@@ -162,7 +169,7 @@ pub(super) fn route(
     let matcher = match Matcher::compile(rules) {
         Ok(matcher) => matcher,
         Err(error) => {
-            let because = format!("sidecars refuse these rules, and have had none before: {error}");
+            let because = format!("sidecars refuse these rules: {error}");
             trace.depends("route", first_route(rules), because);
             return Ok(Taken::default());
         }
@@ -343,6 +350,8 @@ pub(super) fn split(world: &World<'_>, target: &Target, trace: &mut Trace) -> Ve
     let object = format!("Canary/{}/{}", canary.namespace, canary.name);
     let key: Key = (canary.namespace.as_str().into(), canary.name.as_str().into());
     let waiting = match world.acks.acknowledged_canary(world.model, &key, canary.epoch) {
+        // Others are ahead of a client that is behind.
+        _ if world.has_earlier_endpoints(&target.endpoints) => String::new(),
         Acknowledgement::Complete => String::new(),
         // Clients of any namespace carry shares out.
         Acknowledgement::Awaited(whom) => {
@@ -501,7 +510,7 @@ fn route_of(world: &World<'_>, rules: &proto::Rules, rule: &proto::RouteRule) ->
         return (String::new(), String::new());
     };
     let name = words::object(words::route_kind(reference.kind()), object);
-    let Some(key) = key_of(reference, object) else {
+    let Some(key) = key_of(reference, object).filter(|_| !world.has_earlier_route()) else {
         return (name, String::new());
     };
     let addresses = world.model.route_addresses(&key, &mut Standings::default());

@@ -58,9 +58,7 @@ impl DenialLog {
             if !id.is_some_and(|id| id.may_be_of(pod_uid)) || row(reporter, denial).is_none() {
                 continue;
             }
-            let mut denial = denial.clone();
-            // One with a time in the future would stay in front of all others.
-            denial.at_unix_ms = denial.at_unix_ms.min(now.saturating_mul(1_000));
+            let denial = of_the_past(denial, now);
             let dropped = std::mem::take(&mut dropped);
             self.keep(Kept { reporter: reporter.clone(), came: now, denial, dropped });
         }
@@ -77,7 +75,8 @@ impl DenialLog {
         };
         if row(&reporter, denial).is_some() {
             let (came, dropped) = (copied.came_unix.min(now), copied.dropped);
-            self.keep(Kept { reporter, came, denial: denial.clone(), dropped });
+            let denial = of_the_past(denial, now);
+            self.keep(Kept { reporter, came, denial, dropped });
         }
     }
 
@@ -177,6 +176,12 @@ impl Kept {
             denial: Some(self.denial.clone()),
         }
     }
+}
+
+/// One with a time in the future would stay in front of all others.
+fn of_the_past(denial: &RecentDenial, now: i64) -> RecentDenial {
+    let at_unix_ms = denial.at_unix_ms.min(now.saturating_mul(1_000));
+    RecentDenial { at_unix_ms, ..denial.clone() }
 }
 
 /// A denial as it is answered. `None`: it names a policy that the workload is not subject to, or no client.

@@ -361,7 +361,8 @@ impl Received {
 /// The leader's history: all that there is, and then what is new every two seconds, as long as this replica leads.
 pub fn stream(aggregates: Arc<Aggregates>, leadership: watch::Receiver<Leadership>) -> Chunks {
     let cursor = Cursor::default();
-    let mut sender = Sender { aggregates, leadership, cursor, denials: 0, at_once: 1, ends: false };
+    let mut sender =
+        Sender { aggregates, leadership, cursor, denials: 0, owes_denials: false, at_once: 1, ends: false };
     sender.begin_round();
     unfold(Some(sender), |sender| async move {
         let mut sender = sender?;
@@ -380,6 +381,8 @@ struct Sender {
     cursor: Cursor,
     /// Which denials are to be sent next, as the aggregates number them.
     denials: u64,
+    /// The denials of this round are to be sent.
+    owes_denials: bool,
     /// Rounds that begin without waiting. After the first round the open slot is missing; and after the end of a slot a
     /// round has only what has ended.
     at_once: u8,
@@ -390,9 +393,12 @@ struct Sender {
 impl Sender {
     async fn next(&mut self) -> Result<HistoryChunk, Status> {
         loop {
-            let denials = self.aggregates.denials_since(&mut self.denials, DENIALS);
-            if !denials.is_empty() {
-                return Ok(HistoryChunk { denials, ..HistoryChunk::default() });
+            if std::mem::take(&mut self.owes_denials) {
+                let denials = self.aggregates.denials_since(&mut self.denials, DENIALS);
+                self.owes_denials = denials.len() == DENIALS;
+                if !denials.is_empty() {
+                    return Ok(HistoryChunk { denials, ..HistoryChunk::default() });
+                }
             }
             let chunk = self.aggregates.history().next_chunk(&mut self.cursor);
             if let Some(chunk) = chunk {
@@ -419,6 +425,7 @@ impl Sender {
 
     /// Begins a round with what there is by now. Returns whether the reader has kept up.
     fn begin_round(&mut self) -> bool {
+        self.owes_denials = true;
         let mut history = self.aggregates.history();
         history.sweep(now());
         history.begin(&mut self.cursor)

@@ -4,26 +4,65 @@ use std::sync::Arc;
 
 use tulle_mesh::proto::Resource;
 
-use super::{AckTracker, Model, Name, lock};
+use super::{AckTracker, Model, Name, SidecarEvent, lock};
+use crate::discovery::report::Enforced;
 
-/// A version that is enforced although a later one was sent.
+/// That a sidecar has not taken a version.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Earlier {
-    /// The version.
-    pub resource: Arc<Resource>,
-    /// Why the sidecar has refused the later one; `None`: it has not answered.
+pub struct Behind {
+    /// What it enforces instead.
+    pub enforced: Enforced,
+    /// Why it has refused a version; `None`: it has not answered.
     pub refused: Option<String>,
 }
 
 impl AckTracker {
-    /// What a pod's sidecar enforces of a resource, where that is not the version that it was sent last. `None`: it enforces
-    /// that, has nothing, or what it has is not known.
-    pub fn earlier(&self, model: &Model, pod_uid: &str, name: &Name) -> Option<Earlier> {
+    /// What a pod's sidecar enforces of a resource, where that is not the version that it was sent last.
+    pub fn behind(&self, model: &Model, pod_uid: &str, name: &Name) -> Option<Behind> {
         let (own, relayed) = (lock(&self.own), lock(&self.relayed));
         [(&*own, &*relayed), (&*relayed, &*own)].into_iter().find_map(|(here, other)| {
             let (_, known) = here.reported(model, other, (pod_uid, name))?;
-            let resource = Arc::clone(known.enforces_earlier.as_ref()?);
-            Some(Earlier { resource, refused: known.refused.clone() })
+            let enforced = known.enforces.clone()?;
+            Some(Behind { enforced, refused: known.refused.clone() })
         })
+    }
+
+    /// A stream of a sidecar of this replica has begun. Its numbers ascend.
+    pub fn begins(&self, pod_uid: &str, stream: u64) {
+        if let Some(sidecar) = lock(&self.own).by_pod.get_mut(pod_uid) {
+            sidecar.newest = sidecar.newest.max(stream);
+        }
+    }
+
+    /// Takes what one of this replica's sidecars enforces, from its newest stream only: what an older one has not been
+    /// answered, the newer one may have been. As with [`Self::report`], `pass_on` sees it.
+    pub fn enforces(
+        &self,
+        (pod_uid, stream): (&str, u64),
+        (name, enforced): (&Name, Option<Enforced>),
+        pass_on: impl FnOnce(SidecarEvent),
+    ) {
+        let mut own = lock(&self.own);
+        if own.by_pod.get(pod_uid).is_some_and(|sidecar| sidecar.newest == stream) {
+            let event = SidecarEvent::Enforces(name.clone(), enforced);
+            own.take(pod_uid, event.clone());
+            pass_on(event);
+        }
+    }
+
+    /// What an earlier stream has said that a sidecar enforces of a resource, to this replica or another; of the other, only
+    /// this version. Whether it was to this one.
+    pub fn kept(&self, pod_uid: &str, name: &Name, version: &str) -> (Option<Arc<Resource>>, bool) {
+        let of = |sidecars: &super::Sidecars| {
+            let known = sidecars.by_pod.get(pod_uid).and_then(|sidecar| sidecar.resources.get(name));
+            known.and_then(|known| known.enforces.clone())
+        };
+        let (own, relayed) = (of(&lock(&self.own)), of(&lock(&self.relayed)));
+        let is_own = own.is_some();
+        let found = [own, relayed].into_iter().flatten().find_map(|enforced| match enforced {
+            Enforced::Earlier(resource) if resource.version == version => Some(resource),
+            _ => None,
+        });
+        (found, is_own)
     }
 }

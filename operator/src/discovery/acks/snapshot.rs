@@ -27,8 +27,8 @@ impl AckTracker {
                         reason,
                     )
                 });
-                let enforces = known.enforces_earlier.clone();
-                let enforces = enforces.map(|resource| SidecarEvent::Enforces(name.clone(), Some(resource)));
+                let enforces = known.enforces.clone();
+                let enforces = enforces.map(|enforced| SidecarEvent::Enforces(name.clone(), Some(enforced)));
                 all.extend(
                     [acked, sent, refused, enforces]
                         .into_iter()

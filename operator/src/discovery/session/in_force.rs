@@ -1,6 +1,7 @@
 //! What a sidecar enforces while it has not taken what it was sent last. It is reported where that lasts: a sidecar that has
 //! refused a version, or does not answer, works with the one before, and questions about it are answered by that.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,59 +9,141 @@ use tokio::time::Instant;
 
 use super::{Session, State};
 use crate::discovery::cache::Shared;
-use crate::discovery::report::{Name, SidecarEvent};
+use crate::discovery::report::{Enforced, Name};
 
 /// An answer that has not come by then is late. Most come within milliseconds, and nothing is reported of them.
-const LATE: Duration = Duration::from_secs(1);
+pub(super) const LATE: Duration = Duration::from_secs(1);
+/// Versions of a resource whose answers may still come. Of older ones, answers are not noted.
+const UNANSWERED: usize = 4;
 
-/// When an answer to what is sent now is late.
-pub(super) fn late() -> Instant {
-    Instant::now() + LATE
+/// The resources that a sidecar has been sent and has not taken.
+#[derive(Default)]
+pub(super) struct Lag {
+    behind: HashMap<Name, Behind>,
+    /// When an answer is late.
+    pub(super) late_at: Option<Instant>,
 }
 
-/// A version that is enforced although a later one was sent.
-pub(super) struct Behind {
-    enforced: Arc<Shared>,
-    /// That was reported.
+struct Behind {
+    enforced: Enforced,
+    /// Versions between that and the one that was sent last, from the oldest on.
+    unanswered: Vec<Arc<Shared>>,
+    /// When a version was last sent.
+    since: Instant,
+    /// What is enforced was reported.
     is_told: bool,
 }
 
-impl Behind {
-    pub(super) fn new(enforced: Arc<Shared>) -> Self {
-        Self { enforced, is_told: false }
+/// What a sidecar had before it was sent another version.
+pub(super) enum Before {
+    /// This version, which it has acknowledged.
+    Acked(Arc<Shared>),
+    /// This one, which it has not.
+    Sent(Arc<Shared>),
+    /// A version from before this stream.
+    Held(String),
+}
+
+impl Lag {
+    fn drop_answered(&mut self, name: &Name, version: &str) -> Option<(&mut Behind, Arc<Shared>)> {
+        let behind = self.behind.get_mut(name)?;
+        let at = behind.unanswered.iter().position(|sent| sent.version() == version)?;
+        let answered = behind.unanswered.drain(..=at).next_back()?;
+        Some((behind, answered))
     }
 
-    fn told(&mut self, name: &Name) -> Option<SidecarEvent> {
-        if std::mem::replace(&mut self.is_told, true) {
-            return None;
-        }
-        let resource = Arc::new(self.enforced.compiled.resource.clone());
-        Some(SidecarEvent::Enforces(name.clone(), Some(resource)))
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.behind.is_empty()
     }
 }
 
 impl Session {
-    /// Reports what is enforced in place of versions that have not been answered.
-    pub(super) fn tell_late(&self, state: &mut State) {
-        state.late_at = None;
-        for (name, behind) in &mut state.behind {
-            if let Some(event) = behind.told(name) {
-                self.relay.report(&self.pod_uid, event);
+    /// Notes that a sidecar has been sent another version of a resource.
+    pub(super) fn sent_another(&self, lag: &mut Lag, name: &Name, before: Before) {
+        let since = Instant::now();
+        lag.late_at.get_or_insert(since + LATE);
+        if let Some(behind) = lag.behind.get_mut(name) {
+            behind.since = since;
+            if let Before::Acked(sent) | Before::Sent(sent) = before {
+                if behind.unanswered.len() >= UNANSWERED {
+                    behind.unanswered.remove(0);
+                }
+                behind.unanswered.push(sent);
             }
+            return;
         }
-    }
-
-    /// Reports what is enforced in place of the version that was sent last.
-    pub(super) fn tell_enforced(&self, state: &mut State, name: &Name) {
-        if let Some(event) = state.behind.get_mut(name).and_then(|behind| behind.told(name)) {
-            self.relay.report(&self.pod_uid, event);
+        let (mut unanswered, mut is_told) = (Vec::new(), false);
+        let enforced = match before {
+            Before::Acked(enforced) => Enforced::Earlier(Arc::clone(&enforced.resource)),
+            Before::Sent(sent) => {
+                unanswered.push(sent);
+                Enforced::Nothing
+            }
+            Before::Held(version) => {
+                let (kept, was_told) = self.relay.kept(&self.pod_uid, name, &version);
+                is_told = was_told;
+                kept.map_or(Enforced::Unknown, Enforced::Earlier)
+            }
+        };
+        if is_told {
+            // What an earlier stream has said may be another version.
+            self.tell(name, Some(enforced.clone()));
         }
+        lag.behind.insert(name.clone(), Behind { enforced, unanswered, since, is_told });
     }
 
     /// The version that was sent last is enforced now.
-    pub(super) fn overtaken(&self, state: &mut State, name: &Name) {
-        if state.behind.remove(name).is_some_and(|behind| behind.is_told) {
-            self.relay.report(&self.pod_uid, SidecarEvent::Enforces(name.clone(), None));
+    pub(super) fn caught_up(&self, lag: &mut Lag, name: &Name) {
+        if lag.behind.remove(name).is_some_and(|behind| behind.is_told) {
+            self.tell(name, None);
         }
+    }
+
+    /// A version is enforced that was sent before the last one.
+    pub(super) fn acked_earlier(&self, lag: &mut Lag, name: &Name, version: &str) {
+        let Some((behind, acked)) = lag.drop_answered(name, version) else { return };
+        behind.enforced = Enforced::Earlier(Arc::clone(&acked.resource));
+        if behind.is_told {
+            self.tell(name, Some(behind.enforced.clone()));
+        }
+    }
+
+    /// The version that was sent last is refused.
+    pub(super) fn refused(&self, lag: &mut Lag, name: &Name) {
+        let nothing = || Behind {
+            enforced: Enforced::Nothing,
+            unanswered: Vec::new(),
+            since: Instant::now(),
+            is_told: false,
+        };
+        let behind = lag.behind.entry(name.clone()).or_insert_with(nothing);
+        if !std::mem::replace(&mut behind.is_told, true) {
+            self.tell(name, Some(behind.enforced.clone()));
+        }
+    }
+
+    /// The sidecar wants no more of a resource.
+    pub(super) fn left(lag: &mut Lag, name: &Name) {
+        lag.behind.remove(name);
+    }
+
+    /// Reports what is enforced in place of versions whose answers are late at this time.
+    pub(super) fn tell_late(&self, state: &mut State, now: Instant) {
+        let mut next: Option<Instant> = None;
+        for (name, behind) in state.lag.behind.iter_mut().filter(|(_, behind)| !behind.is_told) {
+            let late_at = behind.since + LATE;
+            if late_at <= now {
+                behind.is_told = true;
+                self.tell(name, Some(behind.enforced.clone()));
+            } else {
+                next = Some(next.map_or(late_at, |next| next.min(late_at)));
+            }
+        }
+        state.lag.late_at = next;
+    }
+
+    fn tell(&self, name: &Name, enforced: Option<Enforced>) {
+        self.relay.enforces(&self.pod_uid, self.number, name, enforced);
     }
 }

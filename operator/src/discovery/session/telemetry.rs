@@ -44,7 +44,7 @@ impl Session {
     pub(super) fn bound(&self, report: &mut TelemetryReport, state: &State) -> usize {
         let sent = || state.subscribed.values().filter_map(|subscription| subscription.sent.as_deref());
         let stamps = || sent().flat_map(|shared| shared.stamps.iter());
-        let services = sent().filter_map(|shared| shared.compiled.counted_as.as_ref());
+        let services = sent().filter_map(|shared| shared.counted_as.as_ref());
         let canaries = stamps().filter(|stamp| stamp.kind() == stamp::Kind::Canary);
         let exists = |namespace: &str, name: &str| self.hub.model().has_service(namespace, name);
         // Each is looked for where the report names one: many reports have no keys, and count nothing.

@@ -10,6 +10,8 @@ use tulle_mesh::proto::{
     series_key,
 };
 
+mod in_force;
+
 use super::*;
 use crate::discovery::{AckTracker, Acknowledgement};
 use crate::lease::Leadership;
@@ -44,8 +46,10 @@ impl Sidecar {
         let cache = Cache::following(hub);
         let (sender, down) = mpsc::channel(64);
         let namespace = Arc::clone(&hub.model().pod("uid-a").unwrap().namespace);
-        let state = State::new(cache.wake(namespace), held.iter().cloned().collect());
-        relay.report("uid-a", SidecarEvent::Connected);
+        let wake = cache.wake(namespace);
+        let number = wake.session();
+        let state = State::new(wake, held.iter().cloned().collect());
+        relay.begins("uid-a", number);
         let session = Session {
             hub: Arc::clone(hub),
             cache,
@@ -53,6 +57,7 @@ impl Sidecar {
             admission: Arc::default(),
             taps: Arc::default(),
             pod_uid: "uid-a".into(),
+            number,
             down: sender,
             hang_up: Arc::default(),
         };
@@ -307,41 +312,6 @@ async fn a_canary_waits_for_the_endpoints_that_came_with_a_route() {
     assert_eq!(acknowledged(&sidecar, 2), refused);
     sidecar.unsubscribes(ResourceType::Route, VIP).await;
     assert_eq!(acknowledged(&sidecar, 2), Acknowledgement::Complete, "it sends nothing there any more");
-}
-
-#[tokio::test]
-async fn what_is_enforced_in_place_of_a_refused_or_unanswered_version_is_known_until_a_later_one_is_taken() {
-    let hub = hub();
-    let mut sidecar = Sidecar::new(&hub);
-    let endpoints = named(ResourceType::Endpoints, WEB);
-    let earlier = |sidecar: &Sidecar| {
-        sidecar.acks.earlier(&hub.model(), "uid-a", &endpoints).map(|found| (found.resource, found.refused))
-    };
-    let sends = async |sidecar: &mut Sidecar, revision: &str| {
-        hub.change(|model| model.apply_pod(pod("a", "10.1.0.1", revision)));
-        sidecar.session.send_changed(&mut sidecar.state).await.unwrap();
-        sidecar.resources().pop().unwrap()
-    };
-    sidecar.subscribes(ResourceType::Endpoints, WEB).await.unwrap();
-    let first = sidecar.resources().pop().unwrap();
-    sidecar.acknowledges(&first).await;
-    let second = sends(&mut sidecar, "r2").await;
-    assert_eq!(earlier(&sidecar), None, "most answers come at once");
-    sidecar.refuses(&second).await;
-    let kept = Arc::new(first);
-    assert_eq!(earlier(&sidecar), Some((Arc::clone(&kept), Some("too new".to_owned()))));
-    let third = sends(&mut sidecar, "r3").await;
-    assert_eq!(earlier(&sidecar).unwrap().0, kept, "what was refused is never in force");
-    sidecar.acknowledges(&third).await;
-    assert_eq!(earlier(&sidecar), None);
-
-    let fourth = sends(&mut sidecar, "r4").await;
-    assert!(sidecar.state.late_at.unwrap() <= Instant::now() + Duration::from_secs(1));
-    sidecar.session.tell_late(&mut sidecar.state);
-    assert_eq!(earlier(&sidecar), Some((Arc::new(third), None)));
-    sidecar.acknowledges(&fourth).await;
-    assert_eq!(earlier(&sidecar), None);
-    assert!(sidecar.state.behind.is_empty());
 }
 
 #[tokio::test]

@@ -4,16 +4,21 @@ use std::sync::Arc;
 
 use super::*;
 use crate::discovery::report::resource_name;
-use crate::discovery::{Name, Stamps};
+use crate::discovery::{Enforced, Name, Stamps};
 
 /// The pod's sidecar keeps this resource as it is now, and refuses the next version of it.
 fn keeps(model: &Model, pod_uid: &str, kind: ResourceType, name: &str) -> AckTracker {
+    let resource = model.resource(&resource_name(&(kind.into(), name.into())), pod_uid).unwrap();
+    enforces(pod_uid, kind, name, Enforced::Earlier(Arc::new(resource)))
+}
+
+/// The pod's sidecar has refused the last version of this resource, and works with this.
+fn enforces(pod_uid: &str, kind: ResourceType, name: &str, enforced: Enforced) -> AckTracker {
     let acks = AckTracker::default();
     let name: Name = (kind.into(), name.into());
-    let resource = model.resource(&resource_name(&name), pod_uid).unwrap();
     acks.report(pod_uid, SidecarEvent::Connected, |_| {});
     acks.report(pod_uid, SidecarEvent::Refused(name.clone(), Stamps::from([]), "too new".to_owned()), |_| {});
-    acks.report(pod_uid, SidecarEvent::Enforces(name, Some(Arc::new(resource))), |_| {});
+    acks.report(pod_uid, SidecarEvent::Enforces(name, Some(enforced)), |_| {});
     acks
 }
 
@@ -31,8 +36,7 @@ fn a_server_that_has_refused_new_rules_decides_by_those_that_it_has() {
     assert!(explained.reaches, "{explained:#?}");
     let because = &stage(&explained, "access").because;
     assert!(because.starts_with("no access section holds for the server"), "{because}");
-    let said =
-        "; pod shop/web-1 works with an earlier version, because it has refused the present one: too new";
+    let said = "; pod shop/web-1 works with an earlier version, because it has refused a later one: too new";
     assert!(because.ends_with(said), "{because}");
 }
 
@@ -66,4 +70,61 @@ fn a_client_with_earlier_rules_or_endpoints_sends_by_those() {
     let explained = asked(&model, &acks);
     assert!(explained.reaches, "{explained:#?}");
     assert!(stage(&explained, "split").because.contains("shop/cart-1 works with an earlier version"));
+}
+
+#[test]
+fn a_server_that_could_never_read_its_rules_lets_nobody_in() {
+    let model = world();
+    let acks = enforces("uid-web-1", ResourceType::Access, "uid-web-1", Enforced::Nothing);
+    let explained = asked(&model, &acks);
+    assert!(!explained.reaches && explained.outcome.contains("403 (PolicyDenied)"), "{explained:#?}");
+    assert!(stage(&explained, "access").because.contains("shop/web-1 works without, because it has refused"));
+}
+
+#[test]
+fn what_nobody_knows_leaves_the_outcome_open() {
+    let model = world();
+    let acks = enforces("uid-cart-1", ResourceType::Route, "10.96.0.1:80", Enforced::Unknown);
+    let explained = asked(&model, &acks);
+    assert!(explained.outcome.ends_with("depending on stage address."), "{explained:#?}");
+    assert!(stage(&explained, "address").because.contains("that this operator does not have"));
+}
+
+#[test]
+fn a_client_that_dialled_an_address_before_it_was_a_services_passes_through() {
+    let mut model = world();
+    let service = model.service(&key("shop", "web")).unwrap().clone();
+    model.delete_service(&key("shop", "web"));
+    let acks = keeps(&model, "uid-cart-1", ResourceType::Route, "10.96.0.1:80");
+    model.apply_service(key("shop", "web"), service);
+    let explained = asked(&model, &acks);
+    assert!(explained.reaches, "{explained:#?}");
+    let address = stage(&explained, "address");
+    assert!(address.because.contains("as they are, and kube-proxy chooses the pod"), "{}", address.because);
+}
+
+#[test]
+fn pods_that_are_gone_are_said_to_be_and_shown_to_who_sees_their_namespace() {
+    let mut model = world();
+    let acks = keeps(&model, "uid-cart-1", ResourceType::Endpoints, "shop/web:80");
+    model.delete_slice(&key("shop", "web-1"));
+    model.delete_pod("uid-web-1");
+    let explained = asked(&model, &acks);
+    let endpoint = stage(&explained, "endpoint");
+    assert_eq!(endpoint.verdict, Verdict::Depends);
+    assert!(endpoint.because.contains("10.1.0.1:8080; its pod is gone"), "{}", endpoint.because);
+    let mut endpoint = tulle_mesh::proto::Endpoint { pod_uid: "gone".into(), ..Default::default() };
+    let shown = |endpoint: &tulle_mesh::proto::Endpoint| {
+        let question = question("/");
+        let client = Client::find(&model, &question.source).unwrap();
+        let dialled = Dialled::find(&model, &question.destination).unwrap();
+        let shown: &dyn Fn(&str) -> bool = &|namespace| namespace == "shop";
+        World { model: &model, acks: &acks, question: &question, client, dialled, shown }
+            .shows_endpoint(endpoint)
+    };
+    assert!(shown(&endpoint));
+    endpoint.identity = "spiffe://cluster.local/ns/shop/sa/web".into();
+    assert!(shown(&endpoint));
+    endpoint.identity = "spiffe://cluster.local/ns/pay/sa/web".into();
+    assert!(!shown(&endpoint));
 }
