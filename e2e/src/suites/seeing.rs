@@ -5,6 +5,7 @@
 //!   rights     what the token of a namespace shows
 //!   grpc       the query API over gRPC, as a client reads it that is not ours
 //!   explained  explain against what real requests get
+//!   behind     explain about a sidecar that takes nothing new
 //!   policies   diff against what Shadow counts; lint and inject
 //!   checked    check, and the commands that it names
 //!   rollout    canary
@@ -18,6 +19,7 @@
 //! ```
 
 mod acts;
+mod behind;
 mod checked;
 mod counted;
 mod explained;
@@ -55,6 +57,7 @@ pub(super) const TESTS: &[Test] = &[
         "tulle explain doubts a targetPort that no container declares, and knows addresses outside the mesh",
         explained::doubts,
     ),
+    ("tulle explain answers by what a sidecar has that takes nothing new", behind::is_explained),
     ("tulle check finds what is broken, and names the command that fixes it", checked::broken),
     (
         "tulle canary promotes, pauses, resumes and aborts, and its status ends with the rollout",
