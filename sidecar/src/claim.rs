@@ -8,6 +8,7 @@
 mod http2;
 
 use bytes::Bytes;
+use memchr::memchr3;
 
 use crate::detect::{PREFACE, is_token};
 use crate::http1::Head;
@@ -33,6 +34,8 @@ const MASK: u8 = b'x';
 const MAX_LINE: usize = 1024 * 1024;
 /// What a first line without a version begins with (HTTP/0.9). Python's `http.server` reads headers behind it.
 const SIMPLE: &[u8] = b"GET";
+/// The first byte of HTTP/2's preface.
+const PREFACE_BEGINS: u8 = b'P';
 /// A connection that has HTTP/2's preface more often hides something.
 const MAX_PREFACES: usize = 4;
 
@@ -92,9 +95,12 @@ impl ForgedIdentityFilter {
             return None;
         }
         let mut named = Vec::new();
-        for (at, byte) in bytes.iter().enumerate() {
-            if self.state == State::Other {
-                break;
+        let mut at = 0;
+        while let Some(byte) = bytes.get(at).filter(|_| self.state != State::Other) {
+            let skipped = self.skip(bytes.get(at..).unwrap_or(&[]));
+            if skipped > 0 {
+                at += skipped;
+                continue;
             }
             let is_first = self.state == State::Start;
             self.state = self.next(*byte);
@@ -116,8 +122,29 @@ impl ForgedIdentityFilter {
                     self.state = State::Other;
                 }
             }
+            at += 1;
         }
         Some(if named.is_empty() { bytes } else { masked(&bytes, &named) })
+    }
+
+    /// Takes the bytes in front at which nothing begins or ends, which are most of them. How many they are.
+    fn skip(&mut self, bytes: &[u8]) -> usize {
+        if self.preface > 0 {
+            return 0;
+        }
+        let skipped = match self.state {
+            State::Rest => memchr3(b'\r', b'\n', PREFACE_BEGINS, bytes).unwrap_or(bytes.len()),
+            State::Line(length) if self.matched == 0 && length >= self.begins.len() => {
+                let means = |byte: &u8| matches!(*byte, b'h' | b'H' | b'\r' | b'\n' | PREFACE_BEGINS);
+                let skipped =
+                    bytes.iter().position(means).unwrap_or(bytes.len()).min(MAX_LINE.saturating_sub(length));
+                self.state = State::Line(length + skipped);
+                skipped
+            }
+            _ => 0,
+        };
+        self.leads &= skipped == 0;
+        skipped
     }
 
     /// Takes a byte; whether HTTP/2's preface ends with it. `is_first`: nothing was in front of it.
@@ -127,7 +154,7 @@ impl ForgedIdentityFilter {
             at if PREFACE.get(at) == Some(&byte) => at + 1,
             // `PRI * HTTP` ends with what it begins with.
             10 if byte == b'R' => 2,
-            _ => usize::from(byte == b'P'),
+            _ => usize::from(byte == PREFACE_BEGINS),
         };
         if before == 0 || self.preface != before + 1 {
             // It begins here, or has begun anew.
@@ -243,6 +270,7 @@ fn is_same(byte: u8, ours: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use tokio::io::AsyncReadExt as _;
 
     use super::*;
@@ -379,6 +407,39 @@ mod tests {
             ["tulle-client", "tulle-client-idx", "xulle-client-id", "tulle:client-id", "tullexclient-id"]
         {
             assert!(!is_claim(name.as_bytes()), "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_skipped_changes_nothing(
+            parts in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "GET /", "h", "HTTP/1.1", "http", "/p", "a?b=cdefgh", " ", "\r\n", "\n", "\r", "P", "PRI * HTTP/2.0", "PROXY ",
+                    "tulle-client-id", "Tulle_client", ": x", "x: y", "\0", "{}",
+                ]),
+                0..24,
+            ),
+        ) {
+            let bytes = parts.concat();
+            let mut each = ForgedIdentityFilter::default();
+            for byte in bytes.bytes() {
+                if each.state == State::Other {
+                    break;
+                }
+                let is_first = each.state == State::Start;
+                each.state = each.next(byte);
+                if each.state == State::Rest && each.matched == CLAIM.len() {
+                    each.matched = 0;
+                }
+                each.completes_preface(byte, is_first);
+            }
+            let mut filter = ForgedIdentityFilter::default();
+            prop_assert!(filter.admit(bytes.into()).is_some());
+            let seen = |filter: &ForgedIdentityFilter| {
+                (filter.state, filter.matched, filter.begins, filter.preface, filter.leads)
+            };
+            prop_assert_eq!(seen(&filter), seen(&each));
         }
     }
 

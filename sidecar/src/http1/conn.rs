@@ -1,5 +1,6 @@
 //! The two halves of a TCP connection that speaks HTTP/1: [`Reader`] here, [`Writer`] in `writer`.
 
+use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -300,7 +301,7 @@ impl Reader {
             // In a burst the next bytes are usually there: then the buffer is kept.
             if self.buffer.is_empty() && self.room == READ_ROOM {
                 self.release();
-                self.io.readable().await?;
+                self.readable().await?;
             }
             self.buffer.reserve(self.room);
             // Not `try_read_buf`: it does not notice that a short read has emptied the socket, and costs
@@ -311,8 +312,14 @@ impl Reader {
             self.release();
             // Also nothing is read when the task has used up its turn.
             consume_budget().await;
-            self.io.readable().await?;
+            self.readable().await?;
         }
+    }
+
+    /// Waits until there is something to read. Unlike tokio's function of this name, it is for one waiter only: this half has
+    /// no other, and being one of several takes a lock and a place in a list each time.
+    async fn readable(&self) -> io::Result<()> {
+        poll_fn(|cx| self.io.as_ref().poll_read_ready(cx)).await
     }
 
     /// Adapts the room for the next read to what this one has brought.
