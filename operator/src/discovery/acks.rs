@@ -11,11 +11,11 @@ mod subscribed;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tulle_mesh::features::{LIMITS_V1, LOGS_V1};
-use tulle_mesh::proto::{ResourceType, Stamp, stamp};
+use tulle_mesh::proto::{Resource, ResourceType, Stamp, stamp};
 
 pub use clients::ClientAcknowledgement;
 pub use dialled::PodDialling;
@@ -66,6 +66,8 @@ pub struct AckTracker {
     /// next leader.
     relayed: Mutex<Sidecars>,
     unheard: Mutex<Option<(Instant, Option<String>)>>,
+    /// Earlier versions that sidecars enforce whose reports other replicas relay.
+    earlier: Mutex<HashMap<(Name, String), Weak<Resource>>>,
     /// Clients that have dialled a pod of a workload behind its gate: they find pods by themselves.
     finders: Mutex<HashMap<WorkloadKey, HashSet<Arc<str>>>>,
 }
@@ -78,6 +80,7 @@ impl Default for AckTracker {
             relayed: Mutex::default(),
             unheard: Mutex::default(),
             finders: Mutex::default(),
+            earlier: Mutex::default(),
         }
     }
 }
@@ -211,6 +214,7 @@ impl AckTracker {
 
     /// Takes a report that another replica relays.
     pub fn relayed(&self, pod_uid: &str, report: SidecarEvent) {
+        let report = self.interned(report);
         lock(&self.relayed).take(pod_uid, report);
     }
 

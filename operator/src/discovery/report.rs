@@ -22,7 +22,7 @@ const ACKNOWLEDGED: &str = "acknowledged";
 
 /// Bytes of an earlier version that are passed on to the leader: such a message waits among others, and all of a mesh may be
 /// behind at once.
-const MAX_EARLIER: usize = 64 * 1024;
+const MAX_EARLIER: usize = 8 * 1024;
 
 /// What a sidecar says about a resource, to be passed on to the leader.
 #[derive(Clone, Debug, PartialEq)]

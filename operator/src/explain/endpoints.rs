@@ -64,6 +64,9 @@ fn words(ports: &[u16]) -> String {
 /// Why a Service has no ready endpoint, and what to do.
 pub(super) fn missing(world: &World<'_>, target: &Target) -> String {
     let none = format!("{} has no ready endpoint that it may go to", target.service);
+    if world.has_earlier_endpoints(&target.endpoints) {
+        return format!("{none}: the version of the endpoints that its client's sidecar has lists none");
+    }
     let key = key_of(target);
     let Some(service) = world.model.service(&key) else {
         return format!("{none}: the Service does not exist");

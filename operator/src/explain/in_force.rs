@@ -23,13 +23,29 @@ impl World<'_> {
     /// The body of a resource, as the sidecar of a pod has it, or would get it.
     pub(super) fn body(&self, kind: ResourceType, name: &str, pod_uid: &str) -> Option<Body> {
         match self.enforced(kind, name, pod_uid) {
-            Some(Enforced::Earlier(resource)) => return resource.body.clone(),
-            // Without them, nobody is let in, and nothing is limited.
-            Some(Enforced::Nothing) if kind == ResourceType::Limits => return None,
-            _ => {}
+            Some(Enforced::Earlier(resource)) => resource.body.clone(),
+            Some(Enforced::Nothing) => self.without(kind, name, pod_uid),
+            _ => self.present(kind, name, pod_uid),
         }
+    }
+
+    fn present(&self, kind: ResourceType, name: &str, pod_uid: &str) -> Option<Body> {
         let name = ResourceName { r#type: kind.into(), cluster: String::new(), name: name.to_owned() };
         self.model.resource(&name, pod_uid)?.body
+    }
+
+    /// What a sidecar works with that has refused the first version of a resource: of a route, where the address leads.
+    fn without(&self, kind: ResourceType, name: &str, pod_uid: &str) -> Option<Body> {
+        match self.present(kind, name, pod_uid)? {
+            Body::Route(proto::Route { kind: Some(Kind::Service(service)) })
+                if kind == ResourceType::Route =>
+            {
+                let service = proto::ServiceRoute { rules: None, traffic: None, shadow: None, ..service };
+                Some(Body::Route(proto::Route { kind: Some(Kind::Service(service)) }))
+            }
+            route @ Body::Route(_) => Some(route),
+            _ => None,
+        }
     }
 
     /// What a pod enforces on connections that arrive, all in one.
@@ -72,19 +88,22 @@ impl World<'_> {
     /// Whether the client has other rules for what it dials than the present ones, whose names and flaws are not theirs.
     pub(super) fn has_earlier_route(&self) -> bool {
         self.dialled.address.is_some_and(|address| {
-            self.enforced(ResourceType::Route, &address.to_string(), &self.client.pod.uid).is_some()
+            let enforced = self.enforced(ResourceType::Route, &address.to_string(), &self.client.pod.uid);
+            matches!(enforced, Some(Enforced::Earlier(_)))
         })
     }
 
     /// Whether the client has other endpoints than the present ones.
     pub(super) fn has_earlier_endpoints(&self, name: &str) -> bool {
-        self.enforced(ResourceType::Endpoints, name, &self.client.pod.uid).is_some()
+        let enforced = self.enforced(ResourceType::Endpoints, name, &self.client.pod.uid);
+        matches!(enforced, Some(Enforced::Earlier(_) | Enforced::Nothing))
     }
 
-    /// Whether the client's sidecar has been told that an address is of nothing in the cluster, and nothing since.
-    pub(super) fn takes_for_foreign(&self, address: &str) -> bool {
+    /// Whether the client's sidecar has been told that what it dials is nothing in the cluster, and nothing since.
+    pub(super) fn takes_for_foreign(&self) -> bool {
+        let Some(address) = self.dialled.address.map(|address| address.to_string()) else { return false };
         let Some(Enforced::Earlier(resource)) =
-            self.enforced(ResourceType::Route, address, &self.client.pod.uid)
+            self.enforced(ResourceType::Route, &address, &self.client.pod.uid)
         else {
             return false;
         };
@@ -104,6 +123,15 @@ impl World<'_> {
     pub(super) fn server_is_behind(&self, pod: &Pod, kinds: &[ResourceType]) -> Option<Remark> {
         let behind = kinds.iter().find_map(|kind| self.behind(*kind, &pod.uid, &pod.uid))?;
         Some(remark(pod, &behind))
+    }
+
+    /// What is to be said of a pod whose sidecar is not connected any more.
+    pub(super) fn is_lost(&self, pod: &Pod) -> Option<Remark> {
+        let text = format!(
+            "; the sidecar of pod {}/{} is not connected to the operator, and works with what it had",
+            pod.namespace, pod.name
+        );
+        (super::is_meshed(pod) && self.acks.is_lost(&pod.uid)).then_some(Remark { text, is_open: true })
     }
 
     /// Whether an endpoint may be looked at. An address of no pod may, since it is in a slice of the Service; one of a pod

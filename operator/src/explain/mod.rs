@@ -86,7 +86,13 @@ pub fn explain(
     let what = format!("{method} {path} from {namespace}/{name}");
     let (outcome, reaches) = match walked {
         Ok(reached) => (format!("{what} reaches {reached}{}.", trace.conditions()), true),
-        Err(Ended::Answered(answer)) => (format!("{what} does not reach {destination}: {answer}."), false),
+        Err(Ended::Answered(answer)) => {
+            let unless = match trace.is_open {
+                true => ", unless a sidecar works with a version that the operator does not know of",
+                false => "",
+            };
+            (format!("{what} does not reach {destination}: {answer}{unless}."), false)
+        }
         Err(Ended::Hidden(goes)) => (
             format!(
                 "{what} {goes}: what becomes of it there is explained with a token of all namespaces (tulle -A)."
@@ -100,6 +106,7 @@ pub fn explain(
 /// All stages, up to the one where the request ends. What it reaches, in words.
 fn walk(world: &World<'_>, trace: &mut Trace) -> Result<String, Ended> {
     stages::source(world, trace);
+    trace.remark(&world.is_lost(world.client.pod).unwrap_or_default());
     let route = stages::address(world, trace);
     if let Some(address) = world.dialled.address.filter(|_| world.client.meshed) {
         trace.remark(&world.client_is_behind(ResourceType::Route, &address.to_string()));
@@ -240,6 +247,8 @@ impl<'a> Dialled<'a> {
 #[derive(Debug, Default)]
 struct Trace {
     stages: Vec<Stage>,
+    /// It is not known what one of the sidecars works with.
+    is_open: bool,
 }
 
 /// The request, or what can be told of it, has ended.
@@ -280,6 +289,7 @@ impl Trace {
     fn remark(&mut self, remark: &Remark) {
         let Some(last) = self.stages.last_mut() else { return };
         last.because.push_str(&remark.text);
+        self.is_open |= remark.is_open;
         if remark.is_open && last.verdict == Verdict::Pass {
             last.verdict = Verdict::Depends;
         }

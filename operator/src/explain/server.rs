@@ -44,7 +44,7 @@ impl<'a> Server<'a> {
             port,
             identity: endpoint.identity.clone(),
             inbound: pod.filter(|_| enforces).and_then(|pod| world.inbound(pod)),
-            mtls: world.client.meshed && !endpoint.identity.is_empty(),
+            mtls: world.client.meshed && !endpoint.identity.is_empty() && !world.takes_for_foreign(),
         }
     }
 
@@ -137,7 +137,9 @@ pub(super) fn tls<'a>(
     let all = servers.len();
     let (refusing, taking): (Vec<Server<'a>>, Vec<Server<'a>>) =
         servers.into_iter().partition(Server::refuses_plain_text);
-    let why_plain = if world.client.meshed {
+    let why_plain = if world.takes_for_foreign() {
+        "the client's sidecar takes the address for one outside the mesh"
+    } else if world.client.meshed {
         "no sidecar of the server listens there, or mtls is Disabled"
     } else {
         "the client has no sidecar"
@@ -185,7 +187,10 @@ pub(super) fn tls<'a>(
 /// What is to be said where one of the servers is behind with one of these.
 pub(super) fn behind(world: &World<'_>, servers: &[Server<'_>], kinds: &[ResourceType]) -> Remark {
     let enforcing = servers.iter().filter(|server| server.inbound.is_some()).filter_map(|server| server.pod);
-    enforcing.filter_map(|pod| world.server_is_behind(pod, kinds)).next().unwrap_or_default()
+    // Of several, one that leaves the most open.
+    let remarks =
+        enforcing.filter_map(|pod| world.server_is_behind(pod, kinds).or_else(|| world.is_lost(pod)));
+    remarks.reduce(|one, other| if other.is_open && !one.is_open { other } else { one }).unwrap_or_default()
 }
 
 /// What a pod's access rules say.
@@ -309,10 +314,10 @@ fn acknowledged(
 ) -> String {
     let Some(policy) = policy else { return String::new() };
     // The version of one that is behind is not what the others are waited for.
-    if !behind(world, servers, &Sections::ALL.resources().map(|(kind, _)| kind).collect::<Vec<_>>())
-        .text
-        .is_empty()
-    {
+    let kinds: Vec<ResourceType> = sections.resources().map(|(kind, _)| kind).collect();
+    let is_behind =
+        |server: &Server<'_>| server.pod.and_then(|pod| world.server_is_behind(pod, &kinds)).is_some();
+    if servers.iter().any(is_behind) {
         return String::new();
     }
     let key: Key = (policy.namespace.as_str().into(), policy.name.as_str().into());

@@ -93,7 +93,7 @@ pub(super) fn address(world: &World<'_>, trace: &mut Trace) -> Result<Option<pro
             trace.pass("address", dialled.object(), format!("the client dials {address}"));
             Ok(Some(found))
         }
-        None if world.takes_for_foreign(&address.to_string()) => {
+        None if world.takes_for_foreign() => {
             let because = format!(
                 "its sidecar passes connections to {address} on as they are, and kube-proxy chooses the pod"
             );
@@ -111,7 +111,7 @@ pub(super) fn address(world: &World<'_>, trace: &mut Trace) -> Result<Option<pro
 pub(super) fn protocol(world: &World<'_>, route: Option<&proto::ServiceRoute>, trace: &mut Trace) -> bool {
     let declared = match route {
         Some(route) => route.protocol(),
-        None if world.client.meshed => at_pod(world),
+        None if world.client.meshed && !world.takes_for_foreign() => at_pod(world),
         None => Protocol::Detect,
     };
     let port = world.dialled.port;

@@ -1,11 +1,14 @@
 //! What a sidecar enforces in place of the version that it was sent last.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tulle_mesh::proto::Resource;
 
-use super::{AckTracker, Model, Name, SidecarEvent, lock};
+use super::{AckTracker, Model, Name, SidecarEvent, Sidecars, lock};
 use crate::discovery::report::Enforced;
+
+/// Versions that are noted before those are forgotten that nobody enforces any more.
+const MANY: usize = 1_000;
 
 /// That a sidecar has not taken a version.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,14 +20,23 @@ pub struct Behind {
 }
 
 impl AckTracker {
-    /// What a pod's sidecar enforces of a resource, where that is not the version that it was sent last.
+    /// What a pod's sidecar enforces of a resource, where that is not the version that it was sent last. Of one without a
+    /// stream ([`Self::is_lost`]), as far as it is known.
     pub fn behind(&self, model: &Model, pod_uid: &str, name: &Name) -> Option<Behind> {
         let (own, relayed) = (lock(&self.own), lock(&self.relayed));
+        let any_connected = own.has_stream(pod_uid) || relayed.has_stream(pod_uid);
         [(&*own, &*relayed), (&*relayed, &*own)].into_iter().find_map(|(here, other)| {
             let (_, known) = here.reported(model, other, (pod_uid, name))?;
-            let enforced = known.enforces.clone()?;
+            let enforced = known.enforces.clone().filter(|_| here.has_stream(pod_uid) || !any_connected)?;
             Some(Behind { enforced, refused: known.refused.clone() })
         })
+    }
+
+    /// Whether a sidecar has been connected, and is not any more: what it was sent last is not known to be the present.
+    pub fn is_lost(&self, pod_uid: &str) -> bool {
+        let (own, relayed) = (lock(&self.own), lock(&self.relayed));
+        let is_known = own.by_pod.contains_key(pod_uid) || relayed.by_pod.contains_key(pod_uid);
+        is_known && !own.has_stream(pod_uid) && !relayed.has_stream(pod_uid)
     }
 
     /// A stream of a sidecar of this replica has begun. Its numbers ascend.
@@ -50,10 +62,23 @@ impl AckTracker {
         }
     }
 
+    /// The same for a version that another sidecar has as well: a thousand that are behind have one.
+    pub(super) fn interned(&self, event: SidecarEvent) -> SidecarEvent {
+        let SidecarEvent::Enforces(name, Some(Enforced::Earlier(resource))) = event else { return event };
+        let mut known = lock(&self.earlier);
+        if known.len() >= MANY {
+            known.retain(|_, resource| resource.strong_count() > 0);
+        }
+        let of = (name.clone(), resource.version.clone());
+        let shared = known.get(&of).and_then(Weak::upgrade).unwrap_or(resource);
+        known.insert(of, Arc::downgrade(&shared));
+        SidecarEvent::Enforces(name, Some(Enforced::Earlier(shared)))
+    }
+
     /// What an earlier stream has said that a sidecar enforces of a resource, to this replica or another; of the other, only
     /// this version. Whether it was to this one.
     pub fn kept(&self, pod_uid: &str, name: &Name, version: &str) -> (Option<Arc<Resource>>, bool) {
-        let of = |sidecars: &super::Sidecars| {
+        let of = |sidecars: &Sidecars| {
             let known = sidecars.by_pod.get(pod_uid).and_then(|sidecar| sidecar.resources.get(name));
             known.and_then(|known| known.enforces.clone())
         };
@@ -64,5 +89,11 @@ impl AckTracker {
             _ => None,
         });
         (found, is_own)
+    }
+}
+
+impl Sidecars {
+    fn has_stream(&self, pod_uid: &str) -> bool {
+        self.by_pod.get(pod_uid).is_some_and(|sidecar| sidecar.streams > 0)
     }
 }

@@ -16,6 +16,9 @@ pub(super) const LATE: Duration = Duration::from_secs(1);
 /// Versions of a resource whose answers may still come. Of older ones, answers are not noted.
 const UNANSWERED: usize = 4;
 
+/// Room for so many resources is kept.
+const KEPT: usize = 16;
+
 /// The resources that a sidecar has been sent and has not taken.
 #[derive(Default)]
 pub(super) struct Lag {
@@ -28,7 +31,7 @@ struct Behind {
     enforced: Enforced,
     /// Versions between that and the one that was sent last, from the oldest on.
     unanswered: Vec<Arc<Shared>>,
-    /// When a version was last sent.
+    /// Since when an answer is waited for.
     since: Instant,
     /// What is enforced was reported.
     is_told: bool,
@@ -45,6 +48,15 @@ pub(super) enum Before {
 }
 
 impl Lag {
+    fn remove(&mut self, name: &Name) -> Option<Behind> {
+        let removed = self.behind.remove(name);
+        // What all subscriptions at once have needed is given back.
+        if self.behind.is_empty() && self.behind.capacity() > KEPT {
+            self.behind = HashMap::new();
+        }
+        removed
+    }
+
     fn drop_answered(&mut self, name: &Name, version: &str) -> Option<(&mut Behind, Arc<Shared>)> {
         let behind = self.behind.get_mut(name)?;
         let at = behind.unanswered.iter().position(|sent| sent.version() == version)?;
@@ -64,7 +76,6 @@ impl Session {
         let since = Instant::now();
         lag.late_at.get_or_insert(since + LATE);
         if let Some(behind) = lag.behind.get_mut(name) {
-            behind.since = since;
             if let Before::Acked(sent) | Before::Sent(sent) = before {
                 if behind.unanswered.len() >= UNANSWERED {
                     behind.unanswered.remove(0);
@@ -95,7 +106,7 @@ impl Session {
 
     /// The version that was sent last is enforced now.
     pub(super) fn caught_up(&self, lag: &mut Lag, name: &Name) {
-        if lag.behind.remove(name).is_some_and(|behind| behind.is_told) {
+        if lag.remove(name).is_some_and(|behind| behind.is_told) {
             self.tell(name, None);
         }
     }
@@ -104,6 +115,7 @@ impl Session {
     pub(super) fn acked_earlier(&self, lag: &mut Lag, name: &Name, version: &str) {
         let Some((behind, acked)) = lag.drop_answered(name, version) else { return };
         behind.enforced = Enforced::Earlier(Arc::clone(&acked.resource));
+        behind.since = Instant::now();
         if behind.is_told {
             self.tell(name, Some(behind.enforced.clone()));
         }
@@ -125,7 +137,7 @@ impl Session {
 
     /// The sidecar wants no more of a resource.
     pub(super) fn left(lag: &mut Lag, name: &Name) {
-        lag.behind.remove(name);
+        lag.remove(name);
     }
 
     /// Reports what is enforced in place of versions whose answers are late at this time.

@@ -101,6 +101,7 @@ fn a_client_that_dialled_an_address_before_it_was_a_services_passes_through() {
     assert!(explained.reaches, "{explained:#?}");
     let address = stage(&explained, "address");
     assert!(address.because.contains("as they are, and kube-proxy chooses the pod"), "{}", address.because);
+    assert!(explained.outcome.ends_with("in plain text."), "{}", explained.outcome);
 }
 
 #[test]
@@ -127,4 +128,43 @@ fn pods_that_are_gone_are_said_to_be_and_shown_to_who_sees_their_namespace() {
     assert!(shown(&endpoint));
     endpoint.identity = "spiffe://cluster.local/ns/pay/sa/web".into();
     assert!(!shown(&endpoint));
+}
+
+#[test]
+fn who_could_not_read_its_first_route_or_endpoints_works_without_rules_or_endpoints() {
+    let mut model = world();
+    apply_route(&mut model, json!([{"backendRefs": [to("api", 1)]}]));
+    let acks = enforces("uid-cart-1", ResourceType::Route, "10.96.0.1:80", Enforced::Nothing);
+    let explained = asked(&model, &acks);
+    assert!(explained.reaches, "it goes to the Service itself: {explained:#?}");
+    let model = world();
+    let acks = enforces("uid-cart-1", ResourceType::Endpoints, "shop/web:80", Enforced::Nothing);
+    let explained = asked(&model, &acks);
+    assert!(!explained.reaches && explained.outcome.contains("503"), "{explained:#?}");
+    let because = &stage(&explained, "endpoint").because;
+    assert!(because.ends_with("that its client's sidecar has lists none"), "{because}");
+}
+
+#[test]
+fn what_nobody_knows_leaves_open_that_a_request_is_refused() {
+    let mut model = world();
+    apply(&mut model, web("p", json!({"access": {"allow": []}})));
+    let acks = enforces("uid-web-1", ResourceType::Access, "uid-web-1", Enforced::Unknown);
+    let explained = asked(&model, &acks);
+    let unless = "(PolicyDenied), unless a sidecar works with a version that the operator does not know of.";
+    assert!(!explained.reaches && explained.outcome.ends_with(unless), "{}", explained.outcome);
+}
+
+#[test]
+fn sidecars_that_are_not_connected_any_more_leave_it_open_and_those_never_heard_of_do_not() {
+    let model = world();
+    let acks = AckTracker::default();
+    acks.report("uid-web-1", SidecarEvent::Connected, |_| {});
+    assert!(asked(&model, &acks).outcome.ends_with("over mTLS."));
+    acks.report("uid-web-1", SidecarEvent::Gone, |_| {});
+    let explained = asked(&model, &acks);
+    assert!(explained.outcome.contains("depending on stages tls"), "{}", explained.outcome);
+    assert!(stage(&explained, "tls").because.contains("pod shop/web-1 is not connected to the operator"));
+    acks.relayed("uid-web-1", SidecarEvent::Connected);
+    assert!(asked(&model, &acks).outcome.ends_with("over mTLS."), "it is connected to another replica");
 }

@@ -76,12 +76,14 @@ async fn an_answer_is_late_after_a_second_whenever_its_version_was_sent() {
     let second = followed.sends("r2").await;
     let first_late_at = followed.sidecar.state.lag.late_at.unwrap();
     followed.sidecar.acknowledges(&second).await;
-    let third = followed.sends("r3").await;
+    followed.sends("r3").await;
     let sent = Instant::now();
     followed.late_at(first_late_at);
     assert_eq!(followed.behind(), None, "the second was answered, and the third was sent later");
     let late_at = followed.sidecar.state.lag.late_at.unwrap();
     assert!(late_at > first_late_at && late_at <= sent + Duration::from_secs(1));
+    followed.sends("r4").await;
+    let third = followed.sends("r5").await;
     followed.late_at(late_at);
     assert_eq!(followed.behind(), Some((earlier(&second), None)));
     assert_eq!(followed.sidecar.state.lag.late_at, None);
