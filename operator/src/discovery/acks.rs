@@ -149,8 +149,9 @@ struct Known {
     /// Since when a version has been sent that it has not answered.
     behind_since: Option<Instant>,
     refused: Option<String>,
-    /// What it enforces in place of the version that was sent last, where that lasts.
-    enforces: Option<Enforced>,
+    /// What it enforces in place of the version that was sent last, where that lasts. Boxed: hardly one has it, and there are
+    /// a hundred thousand of these.
+    enforces: Option<Box<Enforced>>,
     /// It was said on an earlier stream, and holds until then.
     until: Option<Instant>,
 }
@@ -479,7 +480,7 @@ impl Sidecars {
             SidecarEvent::Enforces(name, enforces) => self.change(&uid, name, |known| {
                 // Of some resources nothing else is reported.
                 let is_known = enforces.is_some() || known.sent.is_some() || known.acked.is_some();
-                is_known.then_some(Known { enforces, ..known })
+                is_known.then_some(Known { enforces: enforces.map(Box::new), ..known })
             }),
             SidecarEvent::Unsubscribed(name) => self.change(&uid, name, |_| None),
         }

@@ -27,7 +27,8 @@ impl AckTracker {
         let any_connected = own.has_stream(pod_uid) || relayed.has_stream(pod_uid);
         [(&*own, &*relayed), (&*relayed, &*own)].into_iter().find_map(|(here, other)| {
             let (_, known) = here.reported(model, other, (pod_uid, name))?;
-            let enforced = known.enforces.clone().filter(|_| here.has_stream(pod_uid) || !any_connected)?;
+            let enforced =
+                known.enforces.as_deref().cloned().filter(|_| here.has_stream(pod_uid) || !any_connected)?;
             Some(Behind { enforced, refused: known.refused.clone() })
         })
     }
@@ -80,7 +81,7 @@ impl AckTracker {
     pub fn kept(&self, pod_uid: &str, name: &Name, version: &str) -> (Option<Arc<Resource>>, bool) {
         let of = |sidecars: &Sidecars| {
             let known = sidecars.by_pod.get(pod_uid).and_then(|sidecar| sidecar.resources.get(name));
-            known.and_then(|known| known.enforces.clone())
+            known.and_then(|known| known.enforces.as_deref().cloned())
         };
         let (own, relayed) = (of(&lock(&self.own)), of(&lock(&self.relayed)));
         let is_own = own.is_some();

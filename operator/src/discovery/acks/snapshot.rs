@@ -27,7 +27,7 @@ impl AckTracker {
                         reason,
                     )
                 });
-                let enforces = known.enforces.clone();
+                let enforces = known.enforces.as_deref().cloned();
                 let enforces = enforces.map(|enforced| SidecarEvent::Enforces(name.clone(), Some(enforced)));
                 all.extend(
                     [acked, sent, refused, enforces]
