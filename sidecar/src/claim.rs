@@ -127,7 +127,7 @@ impl ForgedIdentityFilter {
         Some(if named.is_empty() { bytes } else { masked(&bytes, &named) })
     }
 
-    /// Takes the bytes in front at which nothing begins or ends, which are most of them. How many they are.
+    /// Skips the bytes in front at which nothing can begin or end, and returns how many those are.
     fn skip(&mut self, bytes: &[u8]) -> usize {
         if self.preface > 0 {
             return 0;

@@ -100,8 +100,8 @@ fn nothing(counted: &Stat, namespace: Option<&str>, name: Option<&str>) -> Strin
     let denied: u64 = counted.rows.iter().map(|row| row.golden.denied).sum();
     if denied > 0 {
         return format!(
-            "{denied} requests and connections were denied {place} in the last {window}, but none of them is known singly: \
-             what a limit refuses has no id, and a leader that crashes takes those of its last seconds with it"
+            "{denied} requests and connections were denied {place} in the last {window}, but none of them can be listed: \
+             what a limit refuses has no id, and a leader that crashes loses those of its last seconds"
         );
     }
     if !counted.rows.iter().any(|row| row.meshed.is_some_and(|meshed| meshed.with > 0)) {

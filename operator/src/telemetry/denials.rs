@@ -80,7 +80,7 @@ impl DenialLog {
         }
     }
 
-    /// Those that have come since it was last called with this number, at most `most` of them, and the number from then on.
+    /// At most `most` denials from this number on, and the number to go on with.
     pub(super) fn since(&self, number: u64, most: usize) -> (Vec<HistoryDenial>, u64) {
         let new: Vec<(&u64, &Kept)> = self.all.range(number..).take(most).collect();
         let next = new.last().map_or(number, |(key, _)| key.wrapping_add(1));

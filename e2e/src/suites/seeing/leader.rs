@@ -115,7 +115,7 @@ fn denied(field: &TestNamespace<'_>) -> Result<String> {
 /// The ids of the denials at `closed`.
 fn denials(field: &TestNamespace<'_>) -> Result<Vec<String>> {
     let found = field.kube.tulle_json(&["-n", &field.namespace, "denials", "closed"])?;
-    let rows = found["rows"].as_array().context("there is no list of denials")?;
+    let rows = found["rows"].as_array().context("the answer has no rows")?;
     Ok(rows.iter().filter_map(|row| row["id"].as_str().map(str::to_owned)).collect())
 }
 

@@ -64,7 +64,7 @@ fn nothing(view: &Workload<'_>) -> String {
     if view.row.golden.denied > 0 {
         return format!(
             "Something was denied in the last {}, but no single one is known: what a limit refuses has no id, a sidecar of \
-             an earlier version reports counts only, and a leader that crashes takes those of its last seconds with it.",
+             an earlier version reports counts only, and a leader that crashes loses those of its last seconds.",
             view.window.name()
         );
     }

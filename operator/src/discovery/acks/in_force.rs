@@ -63,7 +63,7 @@ impl AckTracker {
         }
     }
 
-    /// The same for a version that another sidecar has as well: a thousand that are behind have one.
+    /// Shares an earlier version with the other sidecars that enforce it: a thousand that are behind keep one copy.
     pub(super) fn interned(&self, event: SidecarEvent) -> SidecarEvent {
         let SidecarEvent::Enforces(name, Some(Enforced::Earlier(resource))) = event else { return event };
         let mut known = lock(&self.earlier);

@@ -1,4 +1,4 @@
-//! What a new leader is told first.
+//! What a replica tells a new leader of its sidecars at first.
 
 use std::sync::Arc;
 

@@ -11,7 +11,7 @@ use super::{Session, State};
 use crate::discovery::cache::Shared;
 use crate::discovery::report::{Enforced, Name};
 
-/// An answer that has not come by then is late. Most come within milliseconds, and nothing is reported of them.
+/// An answer that takes longer is late. Most answers take milliseconds, and then nothing is reported.
 pub(super) const LATE: Duration = Duration::from_secs(1);
 /// Versions of a resource whose answers may still come. Of older ones, answers are not noted.
 const UNANSWERED: usize = 4;
